@@ -1,0 +1,270 @@
+//! Connections and their supervision.
+//!
+//! The client library's own recovery is not used: it knows one address, hangs after channel errors, and cannot tell a
+//! delivery of the old connection from one of the new. Here every connection has a [`Generation`], state is thrown away
+//! with it, and the next one starts from nothing after a jittered pause.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::{Connection, ConnectionProperties};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::address::Address;
+use crate::config::sections::Broker;
+use crate::lifecycle::Lifecycle;
+
+/// Counts the connections of one supervisor, from 1. A delivery is settled on the generation that received it or not at all.
+pub type Generation = u64;
+
+/// A session this long counts as healthy; after it the pause before reconnecting starts small again.
+const HEALTHY: Duration = Duration::from_secs(10);
+/// How long a polite close may take before the socket is dropped. A blocked connection would never answer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Knows how to connect to the broker: addresses, TLS, heartbeat, timeout. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    addresses: Vec<Address>,
+    tls: Tls,
+    connect_timeout: Duration,
+    heartbeat: u16,
+    name: String,
+}
+
+struct Tls(OwnedTLSConfig);
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(..)") // may hold a private key
+    }
+}
+
+/// No connection to any of the addresses.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// A certificate or key file of the TLS configuration cannot be read.
+    #[error("cannot read {path} ({what}): {reason}")]
+    TlsFile {
+        /// The file.
+        path: String,
+        /// The configuration key that names it.
+        what: &'static str,
+        /// The system's reason.
+        reason: String,
+    },
+    /// The broker at this address did not take the connection.
+    #[error("cannot connect to {address}: {reason}")]
+    Refused {
+        /// The address, without its password.
+        address: String,
+        /// The reason, and what to do about it where that is known.
+        reason: String,
+    },
+}
+
+impl Connector {
+    /// Reads the TLS files and prepares to connect; connects to nothing yet. `name` appears in the broker's list of connections.
+    ///
+    /// # Errors
+    /// [`ConnectError::TlsFile`].
+    pub fn new(broker: &Broker, name: &str) -> Result<Self, ConnectError> {
+        let read = |what: &'static str, path: &str| {
+            std::fs::read(path).map_err(|error| ConnectError::TlsFile {
+                path: path.to_owned(),
+                what,
+                reason: error.to_string(),
+            })
+        };
+        let tls = &broker.tls;
+        let cert_chain = match tls.ca_file.as_str() {
+            "" => None,
+            path => Some(String::from_utf8_lossy(&read("broker.tls.ca_file", path)?).into_owned()),
+        };
+        let identity = match tls.certificate_file.as_str() {
+            "" => None,
+            path => Some(OwnedIdentity::PKCS8 {
+                pem: read("broker.tls.certificate_file", path)?,
+                key: read("broker.tls.key_file", &tls.key_file)?,
+            }),
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                addresses: broker.addresses.clone(),
+                tls: Tls(OwnedTLSConfig { identity, cert_chain }),
+                connect_timeout: Duration::from_secs(broker.connect_timeout_seconds),
+                heartbeat: broker.heartbeat_seconds,
+                name: name.to_owned(),
+            }),
+        })
+    }
+
+    /// The addresses, in the order they are tried.
+    pub fn addresses(&self) -> &[Address] {
+        &self.inner.addresses
+    }
+
+    /// Connects to the first address that answers, beginning with number `first` (modulo their count).
+    pub(super) async fn connect(&self, role: &str, first: u64) -> Result<Connection, ConnectError> {
+        let inner = &*self.inner;
+        let count = inner.addresses.len();
+        let start = usize::try_from(first).unwrap_or(0) % count;
+        let mut failure = None;
+        for address in inner.addresses.iter().cycle().skip(start).take(count) {
+            let mut uri = address.uri();
+            uri.query.heartbeat.get_or_insert(inner.heartbeat);
+            let properties =
+                ConnectionProperties::default().with_connection_name(format!("{} {role}", inner.name).into());
+            let runtime = lapin::runtime::default_runtime().map_err(|error| refused(address, &error))?;
+            let connecting =
+                Connection::connect_uri_with_config(uri, properties, inner.tls.0.clone(), runtime);
+            match tokio::time::timeout(inner.connect_timeout, connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => failure = Some(refused(address, &error)),
+                Err(_) => {
+                    failure = Some(ConnectError::Refused {
+                        address: address.to_string(),
+                        reason: format!("no answer within {:?}", inner.connect_timeout),
+                    });
+                }
+            }
+        }
+        Err(failure.expect("configuration demands at least one address"))
+    }
+}
+
+fn refused(address: &Address, error: &lapin::Error) -> ConnectError {
+    let text = error.to_string();
+    let hint = if text.contains("ACCESS_REFUSED") || text.contains("ACCESS-REFUSED") {
+        " (check user and password; `guest` may only connect from the broker's own host)"
+    } else if text.contains("NOT_ALLOWED") || text.contains("NOT-ALLOWED") {
+        " (check that the virtual host exists and the user has permissions in it)"
+    } else if text.contains("refused") {
+        " (is the broker running, and is this its port?)"
+    } else {
+        ""
+    };
+    ConnectError::Refused { address: address.to_string(), reason: format!("{text}{hint}") }
+}
+
+/// What a supervised connection is doing.
+#[derive(Clone, Debug)]
+pub enum LinkState {
+    /// Not connected; the last failure, if there was one.
+    Down(Option<ConnectError>),
+    /// Connected and set up, in this generation.
+    Up(Generation),
+}
+
+/// A live connection, lent to one session.
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) generation: Generation,
+    state: watch::Sender<LinkState>,
+}
+
+impl Link {
+    /// Tells watchers that the session is set up.
+    pub(super) fn announce_up(&self) {
+        self.state.send_replace(LinkState::Up(self.generation));
+    }
+}
+
+/// Keeps one connection: connects, runs `session` until it ends, pauses, starts over; ends when `lifecycle` stops.
+///
+/// `session` gets the connection by reference and must end soon after the connection dies or the lifecycle stops.
+pub(super) async fn supervise<S>(
+    connector: Connector,
+    role: &'static str,
+    lifecycle: Lifecycle,
+    state: watch::Sender<LinkState>,
+    mut session: S,
+) where
+    S: AsyncSession,
+{
+    let pauses = || {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(10))
+            .with_factor(2.0)
+            .without_max_times()
+            .with_jitter()
+            .build()
+    };
+    let mut pause = pauses();
+    let mut generation = 0;
+    while !lifecycle.is_stopping() {
+        let connected = tokio::select! {
+            connected = connector.connect(role, generation) => connected,
+            () = lifecycle.stopping() => break,
+        };
+        match connected {
+            Ok(connection) => {
+                generation += 1;
+                info!(role, generation, "connected to the broker");
+                let started = Instant::now();
+                let link = Link { connection, generation, state: state.clone() };
+                session.run(&link).await;
+                state.send_replace(LinkState::Down(None));
+                close(&link.connection).await;
+                if started.elapsed() >= HEALTHY {
+                    pause = pauses();
+                }
+                if !lifecycle.is_stopping() {
+                    warn!(role, generation, "connection to the broker lost, reconnecting");
+                }
+            }
+            Err(error) => {
+                warn!(role, %error, "no connection to the broker, trying again");
+                state.send_replace(LinkState::Down(Some(error)));
+            }
+        }
+        let delay = pause.next().expect("without_max_times never ends");
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = lifecycle.stopping() => {}
+        }
+    }
+    debug!(role, "supervisor ended");
+}
+
+/// One connection's worth of work.
+pub(super) trait AsyncSession {
+    /// Works until the connection ends or the lifecycle stops.
+    fn run(&mut self, link: &Link) -> impl Future<Output = ()> + Send;
+}
+
+/// Closes politely, but does not wait long: a blocked connection never answers.
+pub(super) async fn close(connection: &Connection) {
+    if connection.status().connected() {
+        let closing = connection.close(200, "OK".into());
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+    }
+}
+
+/// Waits until the link is up.
+///
+/// # Errors
+/// The last connect failure when `timeout` passes first; `None` when there was no failure yet.
+pub async fn wait_up(
+    state: &mut watch::Receiver<LinkState>,
+    timeout: Duration,
+) -> Result<(), Option<ConnectError>> {
+    let up = state.wait_for(|state| matches!(state, LinkState::Up(_)));
+    if let Ok(Ok(_)) = tokio::time::timeout(timeout, up).await {
+        return Ok(());
+    }
+    match &*state.borrow() {
+        LinkState::Up(_) => Ok(()),
+        LinkState::Down(error) => Err(error.clone()),
+    }
+}

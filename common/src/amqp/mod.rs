@@ -1,0 +1,17 @@
+//! The AMQP layer: the only code that knows the AMQP client library.
+//!
+//! - [`address`]: broker addresses that never print their password
+//! - [`connection`]: connecting, and supervising a connection over its generations
+//! - [`topology`]: exchanges, queues, bindings and policies as data
+//! - [`properties`]: message properties and headers, read without trust
+//! - [`message`]: what a request's and a reply's properties mean
+//! - [`publisher`]: confirmed, mandatory, bounded, overlapping publishes
+//! - [`consumer`]: deliveries, and the [`consumer::Ticket`] that settles each of them
+
+pub mod address;
+pub mod connection;
+pub mod consumer;
+pub mod message;
+pub mod properties;
+pub mod publisher;
+pub mod topology;

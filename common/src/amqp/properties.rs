@@ -1,0 +1,262 @@
+//! Message properties and headers. Reading trusts nothing: a header of an unexpected type is an error, not a default.
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+/// The longest value of a property in bytes; AMQP's short string.
+pub const MAX_PROPERTY_BYTES: usize = 255;
+
+/// The properties of a message, headers included.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Properties {
+    basic: BasicProperties,
+    headers: FieldTable,
+}
+
+/// A header whose value has a type or form that its meaning does not allow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("header `{name}` is not {expected}")]
+pub struct OddHeader {
+    /// Header name.
+    pub name: &'static str,
+    /// What it must be.
+    pub expected: &'static str,
+}
+
+macro_rules! text_properties {
+    ($($(#[$doc:meta])* $get:ident, $with:ident;)+) => {
+        $(
+            $(#[$doc])*
+            pub fn $get(&self) -> Option<&str> {
+                self.basic.$get().as_ref().map(ShortString::as_str)
+            }
+
+            /// Sets the property of the same name; a value above [`MAX_PROPERTY_BYTES`] is left out.
+            #[must_use]
+            pub fn $with(mut self, value: &str) -> Self {
+                if let Ok(value) = ShortString::try_new(value) {
+                    self.basic = self.basic.$with(value);
+                }
+                self
+            }
+        )+
+    };
+}
+
+impl Properties {
+    /// Properties without any value.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Properties of a message that survives a broker restart in a durable queue (`delivery_mode` 2).
+    pub fn persistent() -> Self {
+        Self { basic: BasicProperties::default().with_delivery_mode(2), headers: FieldTable::default() }
+    }
+
+    pub(super) fn from_lapin(mut basic: BasicProperties) -> Self {
+        let headers = std::mem::take(&mut basic).headers().clone().unwrap_or_default();
+        Self { basic, headers }
+    }
+
+    pub(super) fn into_lapin(self) -> BasicProperties {
+        if self.headers.inner().is_empty() { self.basic } else { self.basic.with_headers(self.headers) }
+    }
+
+    text_properties! {
+        /// The message's identity.
+        message_id, with_message_id;
+        /// The caller's own id.
+        correlation_id, with_correlation_id;
+        /// Where the reply goes.
+        reply_to, with_reply_to;
+        /// Media type of the body.
+        content_type, with_content_type;
+        /// The user that the broker checked against the connection.
+        user_id, with_user_id;
+        /// Per-message time to live in milliseconds, as text.
+        expiration, with_expiration;
+        /// Name of the publishing application.
+        app_id, with_app_id;
+    }
+
+    /// AMQP priority; bigger is more urgent.
+    pub fn priority(&self) -> Option<u8> {
+        *self.basic.priority()
+    }
+
+    /// Sets the AMQP priority.
+    #[must_use]
+    pub fn with_priority(mut self, priority: u8) -> Self {
+        self.basic = self.basic.with_priority(priority);
+        self
+    }
+
+    /// Whether the header is present, whatever its value.
+    pub fn has_header(&self, name: &str) -> bool {
+        self.headers.contains_key(name)
+    }
+
+    /// A text header.
+    ///
+    /// # Errors
+    /// [`OddHeader`] when it is present but not UTF-8 text.
+    pub fn text(&self, name: &'static str) -> Result<Option<&str>, OddHeader> {
+        let odd = OddHeader { name, expected: "UTF-8 text" };
+        match self.headers.inner().get(name) {
+            None | Some(AMQPValue::Void) => Ok(None),
+            Some(AMQPValue::LongString(text)) => {
+                std::str::from_utf8(text.as_bytes()).map(Some).map_err(|_| odd)
+            }
+            Some(AMQPValue::ShortString(text)) => Ok(Some(text.as_str())),
+            Some(AMQPValue::ByteArray(text)) => {
+                std::str::from_utf8(text.as_slice()).map(Some).map_err(|_| odd)
+            }
+            Some(_) => Err(odd),
+        }
+    }
+
+    /// A header that counts something: any AMQP integer type, or decimal text, since clients differ in what they send.
+    ///
+    /// # Errors
+    /// [`OddHeader`] when it is present but not a number from 0 to 2^63 − 1.
+    pub fn count(&self, name: &'static str) -> Result<Option<u64>, OddHeader> {
+        let odd = OddHeader { name, expected: "a whole number from 0 up" };
+        let number: i128 = match self.headers.inner().get(name) {
+            None | Some(AMQPValue::Void) => return Ok(None),
+            Some(AMQPValue::ShortShortInt(n)) => (*n).into(),
+            Some(AMQPValue::ShortShortUInt(n)) => (*n).into(),
+            Some(AMQPValue::ShortInt(n)) => (*n).into(),
+            Some(AMQPValue::ShortUInt(n)) => (*n).into(),
+            Some(AMQPValue::LongInt(n)) => (*n).into(),
+            Some(AMQPValue::LongUInt(n)) => (*n).into(),
+            Some(AMQPValue::LongLongInt(n)) => (*n).into(),
+            Some(AMQPValue::Timestamp(n)) => (*n).into(),
+            Some(AMQPValue::LongString(_) | AMQPValue::ShortString(_)) => {
+                self.text(name)?.and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| odd.clone())?.into()
+            }
+            Some(_) => return Err(odd),
+        };
+        match i64::try_from(number) {
+            Ok(number) if number >= 0 => Ok(Some(number.unsigned_abs())),
+            _ => Err(odd),
+        }
+    }
+
+    /// Sets a text header.
+    #[must_use]
+    pub fn with_text(mut self, name: &str, value: &str) -> Self {
+        self.headers.insert(name.into(), AMQPValue::LongString(value.into()));
+        self
+    }
+
+    /// Sets a counting header, as AMQP's 64-bit integer; values above 2^63 − 1 become that.
+    #[must_use]
+    pub fn with_count(mut self, name: &str, value: u64) -> Self {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.headers.insert(name.into(), AMQPValue::LongLongInt(value));
+        self
+    }
+
+    /// Takes headers away, for republishing.
+    #[must_use]
+    pub fn without_headers(self, names: &[&str]) -> Self {
+        let kept = self
+            .headers
+            .inner()
+            .iter()
+            .filter(|(name, _)| !names.contains(&name.as_str()))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect::<std::collections::BTreeMap<_, _>>();
+        Self { basic: self.basic, headers: kept.into() }
+    }
+
+    /// The properties for publishing a received message again: persistent; without its expiration (that of the next
+    /// queue counts), without `CC`, `BCC` (the broker would copy it) and `x-death` (history that a client may forge).
+    #[must_use]
+    pub fn for_republishing(&self) -> Self {
+        let basic = &self.basic;
+        let mut fresh = Self::persistent();
+        macro_rules! keep {
+            ($($get:ident, $with:ident;)+) => {$(
+                if let Some(value) = basic.$get().clone() {
+                    fresh.basic = fresh.basic.$with(value);
+                }
+            )+};
+        }
+        // `user_id` is not kept: the broker would close the channel of a publisher with another user.
+        keep! {
+            message_id, with_message_id;
+            correlation_id, with_correlation_id;
+            reply_to, with_reply_to;
+            content_type, with_content_type;
+            priority, with_priority;
+            app_id, with_app_id;
+        }
+        fresh.headers = self.headers.clone();
+        fresh.without_headers(&[
+            "CC",
+            "BCC",
+            "x-death",
+            "x-first-death-exchange",
+            "x-first-death-queue",
+            "x-first-death-reason",
+            "x-last-death-exchange",
+            "x-last-death-queue",
+            "x-last-death-reason",
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_come_in_many_forms() {
+        for value in [
+            AMQPValue::LongString("7".into()),
+            AMQPValue::ShortShortInt(7),
+            AMQPValue::LongUInt(7),
+            AMQPValue::LongLongInt(7),
+        ] {
+            let mut headers = FieldTable::default();
+            headers.insert("x-attempt".into(), value);
+            let properties = Properties::from_lapin(BasicProperties::default().with_headers(headers));
+            assert_eq!(properties.count("x-attempt"), Ok(Some(7)));
+        }
+        for value in [
+            AMQPValue::LongString("-7".into()),
+            AMQPValue::LongString("seven".into()),
+            AMQPValue::LongInt(-7),
+            AMQPValue::Double(7.0),
+            AMQPValue::FieldTable(FieldTable::default()),
+        ] {
+            let mut headers = FieldTable::default();
+            headers.insert("x-attempt".into(), value);
+            let properties = Properties::from_lapin(BasicProperties::default().with_headers(headers));
+            assert!(properties.count("x-attempt").is_err());
+            assert!(
+                properties.text("x-attempt").is_err()
+                    || properties.text("x-attempt").is_ok_and(|t| t.is_some())
+            );
+        }
+        assert_eq!(Properties::new().count("x-attempt"), Ok(None));
+    }
+
+    #[test]
+    fn republishing_drops_what_the_broker_would_act_on() {
+        let properties = Properties::new()
+            .with_message_id("m")
+            .with_user_id("ann")
+            .with_expiration("10")
+            .with_text("CC", "x")
+            .with_text("x-death", "x")
+            .with_text("x-model-version", "2");
+        let again = properties.for_republishing();
+        assert_eq!(again.message_id(), Some("m"));
+        assert_eq!((again.user_id(), again.expiration()), (None, None));
+        assert!(!again.has_header("CC") && !again.has_header("x-death"));
+        assert_eq!(again.text("x-model-version"), Ok(Some("2")));
+    }
+}

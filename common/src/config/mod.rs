@@ -1,0 +1,4 @@
+//! Layered configuration: compiled-in defaults, a file, the environment.
+
+pub mod load;
+pub mod sections;

@@ -1,0 +1,129 @@
+//! The fleet's directory: what workers announce every second, and what a listener knows from it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::tensor::Datatype;
+
+/// The version of the announcement's format. Readers skip announcements of a newer one.
+pub const FORMAT: u32 = 1;
+/// How often a worker announces itself.
+pub const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
+/// A worker not heard of for this long is forgotten.
+pub const FORGET_AFTER: Duration = Duration::from_secs(3);
+
+/// One worker's announcement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The worker's name, unique in the fleet.
+    pub worker: String,
+    /// When it started, milliseconds since the epoch.
+    pub started_ms: u64,
+    /// Its clock now, milliseconds since the epoch.
+    pub now_ms: u64,
+    /// Whether it takes requests; false while it drains.
+    pub is_ready: bool,
+    /// Build version.
+    pub build: String,
+    /// What it serves.
+    pub models: Vec<ModelStatus>,
+    /// Its lanes, by model and tier.
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// One model version of a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// Model name.
+    pub name: String,
+    /// Version.
+    pub version: u64,
+    /// Whether requests without a pinned version run on it.
+    pub is_default: bool,
+    /// Inputs.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs.
+    pub outputs: Vec<TensorSpec>,
+    /// Most rows of a request and of a batch; 1 where the model cannot be batched.
+    pub max_batch_size: u32,
+    /// Whether rows of different requests may share a batch.
+    pub is_batched: bool,
+    /// Execution provider of each instance.
+    pub instances: Vec<String>,
+    /// Rows served since the start.
+    pub rows: u64,
+    /// Batches run since the start.
+    pub batches: u64,
+    /// Time spent running the model since the start, microseconds.
+    pub busy_us: u64,
+}
+
+/// One lane of a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Model name.
+    pub model: String,
+    /// Tier name.
+    pub tier: String,
+    /// Requests waiting in the worker.
+    pub requests: u64,
+    /// Bytes the lane holds, running requests included.
+    pub bytes: u64,
+    /// Rows served since the start.
+    pub served_rows: u64,
+}
+
+/// An input or output of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorSpec {
+    /// Name.
+    pub name: String,
+    /// Element type; `None` for what the protocol cannot carry.
+    pub datatype: Option<Datatype>,
+    /// Dimensions; −1 where any size fits.
+    pub shape: Vec<i64>,
+}
+
+/// What a listener knows of the fleet. Plain data: time is a parameter.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet {
+    workers: BTreeMap<String, (Instant, WorkerStatus)>,
+}
+
+impl Fleet {
+    /// Most workers remembered; an attacker who may announce must not fill memory.
+    const MAX_WORKERS: usize = 10_000;
+
+    /// Takes an announcement; one that cannot be read, or of a newer format, is ignored.
+    pub fn hear(&mut self, announcement: &[u8], now: Instant) {
+        let Ok(status) = serde_json::from_slice::<WorkerStatus>(announcement) else {
+            return;
+        };
+        let has_room = self.workers.len() < Self::MAX_WORKERS || self.workers.contains_key(&status.worker);
+        if status.format == FORMAT && has_room {
+            self.workers.insert(status.worker.clone(), (now, status));
+        }
+    }
+
+    /// Forgets workers that have been silent for [`FORGET_AFTER`].
+    pub fn forget_silent(&mut self, now: Instant) {
+        self.workers.retain(|_, (heard, _)| now.saturating_duration_since(*heard) < FORGET_AFTER);
+    }
+
+    /// The workers heard of lately, by name.
+    pub fn workers(&self) -> impl Iterator<Item = &WorkerStatus> {
+        self.workers.values().map(|(_, status)| status)
+    }
+
+    /// Whether a ready worker serves this version of the model.
+    pub fn serves(&self, model: &str, version: u64) -> bool {
+        self.workers().any(|worker| {
+            worker.is_ready
+                && worker.models.iter().any(|served| served.name == model && served.version == version)
+        })
+    }
+}

@@ -1,0 +1,18 @@
+//! What Millrace's producers and workers must agree on.
+//!
+//! - [`protocol`]: the wire contract (Open Inference Protocol v2, JSON and binary), pure code
+//! - [`amqp`]: the only home of the AMQP client: connections, topology, publisher, consumer
+//! - [`fleet`]: what workers announce about themselves, and the directory read from it
+//! - [`tier`]: classes of users and their weights
+//! - [`config`]: layered configuration and the sections both sides share
+//! - [`lifecycle`]: stopping a process in order
+//! - [`telemetry`][]: logs
+#![warn(missing_docs)]
+
+pub mod amqp;
+pub mod config;
+pub mod fleet;
+pub mod lifecycle;
+pub mod protocol;
+pub mod telemetry;
+pub mod tier;

@@ -1,0 +1,20 @@
+//! Logs to standard error.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::sections::{LogFormat, Logs};
+
+/// Starts logging. `RUST_LOG` overrides the configured filter. A second call does nothing.
+pub fn init(logs: &Logs) {
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| logs.filter.clone());
+    // The AMQP library logs whole returned messages at WARN and reports its errors to us as well.
+    let filter = EnvFilter::builder()
+        .parse_lossy(&filter)
+        .add_directive("lapin=off".parse().expect("a valid directive"));
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let _ = match logs.format {
+        LogFormat::Text => subscriber.compact().try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+    };
+}
