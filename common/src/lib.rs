@@ -2,7 +2,7 @@
 //!
 //! - [`protocol`]: the wire contract (Open Inference Protocol v2, JSON and binary), pure code
 //! - [`amqp`]: the only home of the AMQP client: connections, topology, publisher, consumer
-//! - [`fleet`]: what workers announce about themselves, and the directory read from it
+//! - [`fleet`], [`directory`]: what workers announce about themselves, and who listens
 //! - [`tier`]: classes of users and their weights
 //! - [`config`]: layered configuration and the sections both sides share
 //! - [`lifecycle`]: stopping a process in order
@@ -11,6 +11,7 @@
 
 pub mod amqp;
 pub mod config;
+pub mod directory;
 pub mod fleet;
 pub mod lifecycle;
 pub mod protocol;

@@ -1,1 +1,47 @@
-//! x
+//! Publish inference requests to RabbitMQ and get every result back.
+//!
+//! ```no_run
+//! use millrace_producer::{Client, Config, Request};
+//! use ndarray::array;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(Config::load(None)?).await?;
+//! let image = array![[0.0f32; 64]];
+//! let request = Request::new("digits").tier("premium").input_array("image", image.view())?;
+//! let response = client.infer(request).await?;
+//! let label = response.array::<i64>("label")?;
+//! println!("it is a {}", label[[0]]);
+//! client.close().await;
+//! # Ok(()) }
+//! ```
+//!
+//! - [`Client::infer`] publishes one request and awaits its result.
+//! - [`Client::submit`] returns once the broker has confirmed the request; its [`Handle`] gives the result later.
+//! - [`Client::stream`] keeps a bounded number of requests in flight over any stream of them.
+//! - [`Client::fleet`] tells which models are served, their signatures, and by which workers.
+//!
+//! Every request confirmed by the broker gets exactly one answer: a result or a typed [`Error`]. A request may run more
+//! than once (a worker may die after running it), but the second answer is dropped here.
+#![warn(missing_docs)]
+
+mod client;
+mod config;
+mod element;
+mod error;
+mod replies;
+mod request;
+mod response;
+mod stream;
+
+pub use client::{Builder, Client, Handle};
+pub use config::{Config, DEFAULTS, Requests};
+pub use element::Element;
+pub use error::{ConnectError, Error, RequestError};
+pub use millrace_common::fleet::{Fleet, ModelStatus, WorkerStatus};
+pub use millrace_common::protocol::request::{InferRequest, Parameter};
+pub use millrace_common::protocol::response::InferResponse;
+pub use millrace_common::protocol::status::Code;
+pub use millrace_common::protocol::tensor::{Datatype, Tensor};
+pub use replies::{Orphan, Receipt, Reply};
+pub use request::Request;
+pub use response::Response;

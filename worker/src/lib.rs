@@ -1,1 +1,14 @@
-//! x
+//! The Millrace worker: consumes tier queues, shares its time between them, batches, runs the model, replies.
+//!
+//! The folder listing is the architecture; [`pipeline`] joins the rooms:
+//! [`inbound`] → [`schedule`] → [`model`] → [`outbound`].
+
+pub mod catalogue;
+pub mod config;
+pub mod inbound;
+pub mod job;
+pub mod model;
+pub mod outbound;
+pub mod pipeline;
+pub mod schedule;
+pub mod status;

@@ -1,1 +1,152 @@
-fn main() {}
+//! The binary `millrace-worker`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use millrace_common::lifecycle::stop_signal;
+use millrace_common::telemetry::logs;
+use millrace_worker::config::Config;
+use millrace_worker::model::onnx::disable_telemetry;
+use millrace_worker::pipeline::{self, Loaded, Worker};
+use tracing::{error, info};
+
+/// Consumes inference requests from RabbitMQ tier queues, runs them in batches on ONNX Runtime, and replies.
+///
+/// Start as many as you like, anywhere that reaches the broker: capacity grows with each. SIGTERM drains: running
+/// batches are finished and answered, everything else goes back to the queue.
+#[derive(Debug, Parser)]
+#[command(name = "millrace-worker", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// Configuration file (TOML); only the keys that differ from the defaults
+    #[arg(long, value_name = "FILE", env = "MILLRACE_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// Check the configuration and the model repository, then exit: 0 if fine, 2 with the key, value and remedy if not
+    #[arg(long)]
+    check_config: bool,
+
+    /// Print the default configuration with its comments, then exit
+    #[arg(long)]
+    print_default_config: bool,
+}
+
+const AFTER_HELP: &str = "\
+Environment:
+  MILLRACE_AMQP_URL                     broker address, amqp://USER:PASSWORD@HOST:PORT/VHOST
+  MILLRACE__MODELS__REPOSITORY          folder of <model>/<version>/model.onnx
+  MILLRACE__ONNXRUNTIME__LIBRARY        path of libonnxruntime.so
+  MILLRACE__SECTION__KEY                any other key of the configuration
+  RUST_LOG                              log filter, for example debug
+
+Exit codes: 0 drained, 1 could not start or not all was drained in time, 2 configuration is wrong, 70 an instance crashed,
+130 ended by a second signal.
+
+Example:
+  millrace-worker --print-default-config > worker.toml
+  MILLRACE_AMQP_URL=amqp://guest:guest@localhost:5672/%2f millrace-worker --config worker.toml";
+
+fn main() -> ExitCode {
+    disable_telemetry();
+    let arguments = Arguments::parse();
+    if arguments.print_default_config {
+        print!("{}", millrace_worker::config::DEFAULTS);
+        return ExitCode::SUCCESS;
+    }
+    let config = match Config::load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("millrace-worker: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.check_config {
+        return check(&config);
+    }
+    logs::init(&config.logs);
+    let loaded = match pipeline::load(&config) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            error!(%error, "cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker.runtime_threads)
+        .enable_all()
+        .build()
+        .expect("the system has threads for a runtime");
+    runtime.block_on(serve(config, loaded))
+}
+
+fn check(config: &Config) -> ExitCode {
+    match millrace_worker::model::repository::scan(&config.models.repository, &config.models.serve) {
+        Ok(models) => {
+            for (name, found) in models {
+                println!("model {name}: versions {:?}", found.versions.keys().collect::<Vec<_>>());
+            }
+            println!("configuration is fine");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("millrace-worker: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn serve(config: Config, loaded: Loaded) -> ExitCode {
+    let name = config.worker.name.clone();
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    let worker = tokio::select! {
+        started = pipeline::start(config, loaded) => match started {
+            Ok(worker) => worker,
+            Err(error) => {
+                error!(%error, "cannot start");
+                return ExitCode::FAILURE;
+            }
+        },
+        _ = &mut stop => return ExitCode::SUCCESS,
+    };
+    tokio::select! {
+        () = announce_ready(&worker, &name) => {}
+        _ = &mut stop => return drained(worker).await,
+    }
+    tokio::select! {
+        stopped = stop => {
+            if let Err(error) = stopped {
+                error!(%error, "cannot listen for signals");
+            }
+            drained(worker).await
+        }
+        () = dead_instance(&worker) => {
+            error!("an instance thread crashed; ending, so that its requests are delivered again");
+            ExitCode::from(70)
+        }
+    }
+}
+
+async fn announce_ready(worker: &Worker, name: &str) {
+    while let Err(error) = worker.ready(Duration::from_secs(10)).await {
+        let reason = error.map_or_else(|| "no answer yet".to_owned(), |error| error.to_string());
+        error!(reason, "still not consuming");
+    }
+    info!(worker = name, "ready");
+}
+
+async fn dead_instance(worker: &Worker) {
+    while !worker.has_dead_instance() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn drained(worker: Worker) -> ExitCode {
+    if worker.drain().await {
+        info!("drained");
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::{FutureExt, StreamExt};
 use lapin::Acker;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
@@ -73,6 +73,18 @@ impl Ticket {
     pub async fn ack(self) -> Result<(), Stale> {
         let acked = self.acker.ack(BasicAckOptions::default()).await;
         self.settled(acked)
+    }
+
+    /// As [`Ticket::ack`], but returns when the acknowledgement is queued for writing, not when it is written.
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn ack_soon(self) -> Result<(), Stale> {
+        // The client library queues the frame at the first poll; the rest of the future only waits for the socket.
+        match self.acker.ack(BasicAckOptions::default()).now_or_never() {
+            Some(result) => self.settled(result),
+            None => Ok(()),
+        }
     }
 
     /// The message was not attempted: back to the queue for anyone.

@@ -95,7 +95,7 @@ pub struct Exchange {
 
 /// Kinds of queue. Only kinds that every broker from 3.10 to 4.3 accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum QueueKind {
     /// Replicated, durable; counts deliveries.
     #[default]
@@ -113,6 +113,17 @@ impl fmt::Display for QueueKind {
             Self::Classic => "classic",
             Self::Exclusive => "exclusive",
         })
+    }
+}
+
+impl TryFrom<String> for QueueKind {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "quorum" => Ok(Self::Quorum),
+            "classic" => Ok(Self::Classic),
+            _ => Err(format!("`{text}` is not a queue type: write quorum or classic")),
+        }
     }
 }
 

@@ -59,6 +59,10 @@ impl Validate for Broker {
                 "name at least one, or set MILLRACE_AMQP_URL",
             ));
         }
+        let user = self.addresses[0].user();
+        if let Some(other) = self.addresses.iter().find(|address| address.user() != user) {
+            return Err(Invalid::new("broker.addresses", other, "use the same user in every address"));
+        }
         within("broker.heartbeat_seconds", self.heartbeat_seconds.into(), 1, 300)?;
         within("broker.connect_timeout_seconds", self.connect_timeout_seconds, 1, 300)?;
         if self.tls.certificate_file.is_empty() != self.tls.key_file.is_empty() {

@@ -1,19 +1,11 @@
 //! Bytes to messages. Everything here is hostile until it has passed.
 
-use std::borrow::Cow;
-use std::fmt;
-use std::marker::PhantomData;
-
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
-use super::codec::{
-    BINARY_DATA, BINARY_DATA_SIZE, Limits, MAX_ID_BYTES, MAX_NAME_BYTES, MAX_PARAMETERS, MAX_RANK,
-    MAX_TENSORS,
-};
+use super::codec::Limits;
+use super::document::{Dimension, Object, RawRequest, RawResponse, RawTensor};
 use super::elements::{self, ElementError};
-use super::request::{InferRequest, Parameter, Parameters, RequestedOutput};
+use super::request::{InferRequest, Parameter, RequestedOutput};
 use super::response::InferResponse;
 use super::tensor::{Datatype, Tensor, TensorError, element_count};
 
@@ -24,7 +16,7 @@ pub enum DecodeError {
     #[error("{what} is {actual}, the limit is {limit}")]
     TooLarge {
         /// What is too large, with its unit.
-        what: &'static str,
+        what: String,
         /// Its size.
         actual: usize,
         /// The limit.
@@ -82,16 +74,16 @@ pub fn decode_request(
     limits: &Limits,
 ) -> Result<InferRequest, DecodeError> {
     let (header, mut rest) = split(bytes, header_length, limits)?;
-    let raw: RawRequest<'_> = serde_json::from_slice(header)?;
+    let Object(raw) = serde_json::from_slice::<Object<RawRequest<'_>>>(header)?;
     let inputs = tensors(raw.inputs.0, &mut rest, limits)?;
     let outputs = raw
         .outputs
         .0
         .into_iter()
-        .map(|output| RequestedOutput {
+        .map(|Object(output)| RequestedOutput {
             name: output.name.0.into_owned(),
-            binary: match output.parameters.0.get(BINARY_DATA) {
-                Some(Parameter::Bool(binary)) => Some(*binary),
+            binary: match output.parameters.binary_data {
+                Some(Parameter::Bool(binary)) => Some(binary),
                 _ => None,
             },
         })
@@ -109,7 +101,7 @@ pub fn decode_response(
     limits: &Limits,
 ) -> Result<InferResponse, DecodeError> {
     let (header, mut rest) = split(bytes, header_length, limits)?;
-    let raw: RawResponse<'_> = serde_json::from_slice(header)?;
+    let Object(raw) = serde_json::from_slice::<Object<RawResponse<'_>>>(header)?;
     let outputs = tensors(raw.outputs.0, &mut rest, limits)?;
     Ok(InferResponse {
         model_name: raw.model_name.0.into_owned(),
@@ -126,7 +118,7 @@ fn split<'a>(
 ) -> Result<(&'a [u8], Bytes), DecodeError> {
     if bytes.len() > limits.max_body_bytes {
         return Err(DecodeError::TooLarge {
-            what: "the body's size in bytes",
+            what: "the body's size in bytes".to_owned(),
             actual: bytes.len(),
             limit: limits.max_body_bytes,
         });
@@ -138,77 +130,37 @@ fn split<'a>(
     }
 }
 
-fn tensors(raw: Vec<RawTensor<'_>>, rest: &mut Bytes, limits: &Limits) -> Result<Vec<Tensor>, DecodeError> {
-    let tensors = raw.into_iter().map(|tensor| tensor.read(rest, limits)).collect::<Result<Vec<_>, _>>()?;
+fn tensors(
+    raw: Vec<Object<RawTensor<'_>>>,
+    rest: &mut Bytes,
+    limits: &Limits,
+) -> Result<Vec<Tensor>, DecodeError> {
+    let read = |Object(tensor): Object<RawTensor<'_>>| tensor.read(rest, limits);
+    let tensors = raw.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
     if rest.is_empty() { Ok(tensors) } else { Err(DecodeError::TrailingBytes(rest.len())) }
-}
-
-#[derive(serde::Deserialize)]
-struct RawRequest<'a> {
-    #[serde(borrow, default)]
-    id: Option<Text<'a, MAX_ID_BYTES>>,
-    #[serde(default)]
-    parameters: RawParameters,
-    #[serde(borrow)]
-    inputs: Bounded<RawTensor<'a>, MAX_TENSORS>,
-    #[serde(borrow, default)]
-    outputs: Bounded<RawOutput<'a>, MAX_TENSORS>,
-}
-
-#[derive(serde::Deserialize)]
-struct RawResponse<'a> {
-    #[serde(borrow)]
-    model_name: Text<'a, MAX_NAME_BYTES>,
-    #[serde(borrow, default)]
-    model_version: Option<Text<'a, MAX_NAME_BYTES>>,
-    #[serde(borrow, default)]
-    id: Option<Text<'a, MAX_ID_BYTES>>,
-    #[serde(borrow)]
-    outputs: Bounded<RawTensor<'a>, MAX_TENSORS>,
-}
-
-#[derive(serde::Deserialize)]
-struct RawOutput<'a> {
-    #[serde(borrow)]
-    name: Text<'a, MAX_NAME_BYTES>,
-    #[serde(default)]
-    parameters: RawParameters,
-}
-
-#[derive(serde::Deserialize)]
-struct RawTensor<'a> {
-    #[serde(borrow)]
-    name: Text<'a, MAX_NAME_BYTES>,
-    shape: Bounded<i64, MAX_RANK>,
-    #[serde(borrow)]
-    datatype: Text<'a, 32>,
-    #[serde(default)]
-    parameters: RawParameters,
-    #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
 }
 
 impl RawTensor<'_> {
     fn read(self, rest: &mut Bytes, limits: &Limits) -> Result<Tensor, DecodeError> {
         let name = self.name.0.into_owned();
-        let shape = self.shape.0;
+        let shape: Vec<i64> = self.shape.0.into_iter().map(|Dimension(size)| size).collect();
         let fail = |source| DecodeError::Tensor { name: name.clone(), source };
         let datatype: Datatype = self.datatype.0.parse().map_err(fail)?;
         let elements = element_count(&shape).map_err(fail)?;
         if elements > limits.max_elements {
             return Err(DecodeError::TooLarge {
-                what: "a tensor's number of elements",
+                what: format!("tensor `{name}`: the number of elements"),
                 actual: elements,
                 limit: limits.max_elements,
             });
         }
         let problem = |problem| DecodeError::Data { name: name.clone(), problem };
-        let data = match (self.data, self.parameters.0.get(BINARY_DATA_SIZE)) {
+        let data = match (self.data, self.parameters.binary_data_size) {
             (Some(raw), None) => elements::parse(raw.get(), datatype, &shape)
                 .map(Bytes::from)
                 .map_err(|source| DecodeError::Element { name: name.clone(), source })?,
-            (None, Some(Parameter::Int(size))) => {
-                let size = usize::try_from(*size)
+            (None, Some(Parameter::Int(size @ 0..))) => {
+                let size = usize::try_from(size)
                     .ok()
                     .filter(|&size| size <= rest.len())
                     .ok_or_else(|| problem("`binary_data_size` is more than the body holds"))?;
@@ -223,91 +175,5 @@ impl RawTensor<'_> {
             Ok(()) => Ok(tensor),
             Err(source) => Err(DecodeError::Tensor { name: tensor.name, source }),
         }
-    }
-}
-
-/// An array of at most `N` items: refused while reading, before the rest is allocated.
-struct Bounded<T, const N: usize>(Vec<T>);
-
-impl<T, const N: usize> Default for Bounded<T, N> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Bounded<T, N> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Items<T, const N: usize>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for Items<T, N> {
-            type Value = Vec<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "an array of at most {N} items")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = sequence.next_element()? {
-                    if items.len() == N {
-                        return Err(serde::de::Error::invalid_length(N + 1, &self));
-                    }
-                    items.push(item);
-                }
-                Ok(items)
-            }
-        }
-        deserializer.deserialize_seq(Items::<T, N>(PhantomData)).map(Self)
-    }
-}
-
-/// Text of at most `N` bytes, borrowed where it has no escapes.
-struct Text<'a, const N: usize>(Cow<'a, str>);
-
-impl<'de: 'a, 'a, const N: usize> Deserialize<'de> for Text<'a, N> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor<'a, const N: usize>(PhantomData<&'a ()>);
-        impl<'de: 'a, 'a, const N: usize> Visitor<'de> for TextVisitor<'a, N> {
-            type Value = Cow<'a, str>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a string of at most {N} bytes")
-            }
-            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Cow<'a, str>, E> {
-                if text.len() > N {
-                    return Err(E::invalid_length(text.len(), &self));
-                }
-                Ok(Cow::Borrowed(text))
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Cow<'a, str>, E> {
-                if text.len() > N {
-                    return Err(E::invalid_length(text.len(), &self));
-                }
-                Ok(Cow::Owned(text.to_owned()))
-            }
-        }
-        deserializer.deserialize_str(TextVisitor::<N>(PhantomData)).map(Self)
-    }
-}
-
-#[derive(Default)]
-struct RawParameters(Parameters);
-
-impl<'de> Deserialize<'de> for RawParameters {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Parameters;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "an object of at most {MAX_PARAMETERS} scalars")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parameters, A::Error> {
-                let mut parameters = Parameters::new();
-                while let Some((name, value)) = map.next_entry::<Text<'de, MAX_NAME_BYTES>, Parameter>()? {
-                    if parameters.len() == MAX_PARAMETERS {
-                        return Err(serde::de::Error::invalid_length(MAX_PARAMETERS + 1, &self));
-                    }
-                    parameters.insert(name.0.into_owned(), value);
-                }
-                Ok(parameters)
-            }
-        }
-        deserializer.deserialize_map(Entries).map(Self)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::codec::{BINARY_DATA, BINARY_DATA_SIZE, Body, Encoding};
 use super::elements::{self, NotUtf8};
-use super::request::InferRequest;
+use super::request::{InferRequest, Parameter};
 use super::tensor::{Datatype, Tensor};
 
 /// A tensor to be written, borrowed from wherever its bytes are.
@@ -33,21 +33,34 @@ impl Tensor {
     }
 }
 
-/// A tensor that cannot be written in the encoding asked for.
+/// A message that cannot be written in the encoding asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tensor `{name}`: {source}")]
-pub struct EncodeError {
-    /// Tensor name.
-    pub name: String,
-    /// Why.
-    pub source: NotUtf8,
+pub enum EncodeError {
+    /// A BYTES tensor that is not text, as JSON.
+    #[error("tensor `{name}`: {source}")]
+    NotUtf8 {
+        /// Tensor name.
+        name: String,
+        /// Which element.
+        source: NotUtf8,
+    },
+    /// A parameter that is NaN or infinite. Unlike a tensor's elements it has no agreed spelling in JSON.
+    #[error("parameter `{name}` is not a finite number")]
+    NotFinite {
+        /// Parameter name.
+        name: String,
+    },
 }
 
 /// Encodes a request; all inputs in one encoding, outputs as each says.
 ///
 /// # Errors
-/// [`EncodeError`] when BYTES that are not UTF-8 are to be written as JSON.
+/// [`EncodeError`] when BYTES that are not UTF-8 are to be written as JSON, or a parameter is NaN or infinite.
 pub fn encode_request(request: &InferRequest, encoding: Encoding) -> Result<Body, EncodeError> {
+    let not_finite = |value: &Parameter| matches!(value, Parameter::Float(number) if !number.is_finite());
+    if let Some((name, _)) = request.parameters.iter().find(|(_, value)| not_finite(value)) {
+        return Err(EncodeError::NotFinite { name: name.clone() });
+    }
     let mut out = Vec::with_capacity(256 + request.inputs.iter().map(|t| t.data.len()).sum::<usize>());
     out.push(b'{');
     if let Some(id) = &request.id {
@@ -92,7 +105,7 @@ pub struct ResponseHead<'a> {
 /// Encodes a response. Each output's bytes are copied once, from its view into the body.
 ///
 /// # Errors
-/// As [`encode_request`].
+/// [`EncodeError::NotUtf8`].
 pub fn encode_response(head: ResponseHead<'_>, outputs: &[TensorView<'_>]) -> Result<Body, EncodeError> {
     let mut out = Vec::with_capacity(256 + outputs.iter().map(|t| t.data.len() + 96).sum::<usize>());
     out.push(b'{');
@@ -128,7 +141,7 @@ fn finish(mut out: Vec<u8>, tensors: &[TensorView<'_>]) -> Result<Body, EncodeEr
             Encoding::Json => {
                 out.extend_from_slice(b",\"data\":");
                 elements::write(out, tensor.datatype, tensor.data)
-                    .map_err(|source| EncodeError { name: tensor.name.to_owned(), source })?;
+                    .map_err(|source| EncodeError::NotUtf8 { name: tensor.name.to_owned(), source })?;
             }
         }
         out.push(b'}');

@@ -16,6 +16,7 @@
 
 pub mod codec;
 mod decode;
+mod document;
 pub mod elements;
 mod encode;
 pub mod request;

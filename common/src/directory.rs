@@ -1,0 +1,72 @@
+//! The directory: a listener that keeps [`Fleet`] up to date from the workers' announcements.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::amqp::connection::{Connector, LinkState};
+use crate::amqp::consumer::{Accept, ConsumerGroup, Delivery, Subscription};
+use crate::amqp::topology::Topology;
+use crate::config::sections;
+use crate::fleet::Fleet;
+
+/// Deliveries in flight to a listener; announcements are small and quickly read.
+const PREFETCH: u16 = 100;
+
+/// Listens to the fleet. Dropping it leaves the listener running until [`Directory::close`].
+#[derive(Debug)]
+pub struct Directory {
+    fleet: Arc<Listener>,
+    group: ConsumerGroup,
+}
+
+#[derive(Debug, Default)]
+struct Listener {
+    fleet: Mutex<Fleet>,
+}
+
+impl Accept for Listener {
+    async fn accept(&self, delivery: Delivery) {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner).hear(&delivery.body, Instant::now());
+        // A stale ticket means that the announcement comes again or expires; both are fine.
+        let _ = delivery.ticket.ack().await;
+    }
+}
+
+impl Directory {
+    /// Listens in the background, over a connection of its own.
+    pub fn listen(connector: Connector, settings: &sections::Topology) -> Self {
+        let queue: Arc<str> = format!("{}.status.{}", settings.prefix, uuid::Uuid::now_v7().simple()).into();
+        let topology = Topology::status_listener(settings, &queue);
+        let fleet = Arc::new(Listener::default());
+        let subscription = Subscription { queue, prefetch: PREFETCH };
+        let group =
+            ConsumerGroup::spawn(connector, "directory", topology, vec![subscription], Arc::clone(&fleet));
+        Self { fleet, group }
+    }
+
+    /// What is known now. Complete about a second after the listener came up.
+    pub fn fleet(&self) -> Fleet {
+        let mut fleet = self.fleet.fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        fleet.forget_silent(Instant::now());
+        fleet.clone()
+    }
+
+    /// Whether a ready worker serves this version of the model.
+    pub fn serves(&self, model: &str, version: u64) -> bool {
+        let mut fleet = self.fleet.fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        fleet.forget_silent(Instant::now());
+        fleet.serves(model, version)
+    }
+
+    /// The connection's state.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.group.state()
+    }
+
+    /// Stops listening.
+    pub async fn close(&self) {
+        self.group.close(Duration::from_secs(2)).await;
+    }
+}

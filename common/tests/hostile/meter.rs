@@ -1,0 +1,61 @@
+//! A global allocator that counts, per thread, the bytes alive and their peak.
+
+#![expect(
+    unsafe_code,
+    reason = "GlobalAlloc is an unsafe trait; each method hands its arguments to System unchanged"
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+thread_local! {
+    // Constant and without a destructor: reading them allocates nothing.
+    static ALIVE: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+/// Runs `work` and returns with its result the most bytes that were alive at once on this thread, above those alive
+/// before. A growing allocation counts twice, old and new, while it moves.
+pub(crate) fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = ALIVE.get();
+    PEAK.set(before);
+    let result = work();
+    (result, (PEAK.get() - before).unsigned_abs())
+}
+
+fn grow(bytes: usize) {
+    let alive = ALIVE.get() + bytes as isize;
+    ALIVE.set(alive);
+    PEAK.set(PEAK.get().max(alive));
+}
+
+fn shrink(bytes: usize) {
+    ALIVE.set(ALIVE.get() - bytes as isize);
+}
+
+// SAFETY: every method forwards to `System`, which upholds the contract; counting touches no allocation.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        shrink(layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        grow(new_size);
+        shrink(layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+}

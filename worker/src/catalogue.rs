@@ -1,0 +1,124 @@
+//! What this worker serves: models, versions, and the pickup where each version's instances collect work.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use millrace_common::fleet::ModelStatus;
+
+use crate::inbound::admission::Rules;
+use crate::job::Job;
+use crate::model::signature::Slot;
+use crate::schedule::pickup::Pickup;
+
+/// One version of a model, loaded.
+#[derive(Debug)]
+pub struct ServedVersion {
+    /// Model name.
+    pub model: String,
+    /// Version.
+    pub version: u64,
+    /// What requests must look like.
+    pub rules: Rules,
+    /// Where its instances collect work.
+    pub pickup: Pickup<Job>,
+    /// Execution provider of each instance.
+    pub instances: Vec<String>,
+    /// What it has done.
+    pub stats: Stats,
+}
+
+/// Counters since the start.
+#[derive(Debug, Default)]
+pub struct Stats {
+    rows: AtomicU64,
+    batches: AtomicU64,
+    busy_us: AtomicU64,
+    rows_by_tier: Vec<AtomicU64>,
+}
+
+impl Stats {
+    /// Zeroes, for this many tiers.
+    pub fn new(tiers: usize) -> Self {
+        Self { rows_by_tier: (0..tiers).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+    }
+
+    /// Counts a finished run.
+    pub fn count_run(&self, rows: u64, busy: Duration) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        let busy = u64::try_from(busy.as_micros()).unwrap_or(u64::MAX);
+        self.busy_us.fetch_add(busy, Ordering::Relaxed);
+    }
+
+    /// Counts rows of a tier.
+    pub fn count_rows(&self, tier: usize, rows: u64) {
+        self.rows_by_tier[tier].fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Rows served of a tier.
+    pub fn rows_of(&self, tier: usize) -> u64 {
+        self.rows_by_tier[tier].load(Ordering::Relaxed)
+    }
+}
+
+impl ServedVersion {
+    /// For the fleet's directory.
+    pub fn status(&self, is_default: bool) -> ModelStatus {
+        let signature = &self.rules.signature;
+        ModelStatus {
+            name: self.model.clone(),
+            version: self.version,
+            is_default,
+            inputs: signature.inputs.iter().map(Slot::spec).collect(),
+            outputs: signature.outputs.iter().map(Slot::spec).collect(),
+            max_batch_size: self.rules.max_batch_size,
+            is_batched: self.rules.is_shared,
+            instances: self.instances.clone(),
+            rows: self.stats.rows.load(Ordering::Relaxed),
+            batches: self.stats.batches.load(Ordering::Relaxed),
+            busy_us: self.stats.busy_us.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Everything served, by name and version.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    models: BTreeMap<String, BTreeMap<u64, Arc<ServedVersion>>>,
+}
+
+impl Catalogue {
+    /// Adds a version.
+    pub fn insert(&mut self, version: Arc<ServedVersion>) {
+        self.models.entry(version.model.clone()).or_default().insert(version.version, version);
+    }
+
+    /// A model's pinned version, or its newest.
+    pub fn find(&self, model: &str, pinned: Option<u64>) -> Option<&Arc<ServedVersion>> {
+        let versions = self.models.get(model)?;
+        match pinned {
+            Some(version) => versions.get(&version),
+            None => versions.last_key_value().map(|(_, version)| version),
+        }
+    }
+
+    /// The models' names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.models.keys().map(String::as_str)
+    }
+
+    /// A model's versions, oldest first; the last is the default.
+    pub fn versions(&self, model: &str) -> impl Iterator<Item = &Arc<ServedVersion>> {
+        self.models.get(model).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Every version of every model, and whether it is its model's default.
+    pub fn all(&self) -> impl Iterator<Item = (&Arc<ServedVersion>, bool)> {
+        self.models.values().flat_map(|versions| {
+            let newest = versions.last_key_value().map(|(version, _)| *version);
+            versions.values().map(move |served| (served, Some(served.version) == newest))
+        })
+    }
+}

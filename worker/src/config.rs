@@ -1,0 +1,182 @@
+//! The worker's configuration: its own sections beside the shared ones.
+//!
+//! Meanings, units and reasons stand in `compose/config/worker.toml`, which is compiled in as the defaults.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millrace_common::config::load::{self, ConfigError, Invalid, Validate};
+use millrace_common::config::sections::{Broker, Limits, Logs, Topology, within};
+use serde::{Deserialize, Serialize};
+
+/// The commented defaults.
+pub const DEFAULTS: &str = include_str!("../../compose/config/worker.toml");
+
+/// Everything a worker is told at start.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How to reach RabbitMQ.
+    pub broker: Broker,
+    /// Names, tiers, queue types.
+    pub topology: Topology,
+    /// Bounds on messages.
+    pub limits: Limits,
+    /// Logs.
+    pub logs: Logs,
+    /// The process.
+    pub worker: Process,
+    /// What is served.
+    pub models: Models,
+    /// The inference library.
+    pub onnxruntime: OnnxRuntime,
+    /// Intake.
+    pub scheduling: Scheduling,
+    /// Replies.
+    pub replies: Replies,
+}
+
+/// `[worker]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Unique name; empty makes one up.
+    pub name: String,
+    /// Bound on a stop.
+    pub grace_seconds: u64,
+    /// Threads of the asynchronous runtime.
+    pub runtime_threads: usize,
+    /// Users whose `x-tenant` is believed.
+    pub gateway_users: Vec<String>,
+}
+
+/// `[models]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Models {
+    /// Folder of models.
+    pub repository: PathBuf,
+    /// Models to serve; empty means all.
+    pub serve: Vec<String>,
+}
+
+/// `[onnxruntime]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnnxRuntime {
+    /// Path of the library.
+    pub library: PathBuf,
+}
+
+/// `[scheduling]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scheduling {
+    /// Requests fetched ahead beyond the instances' batches.
+    pub prefetch_extra: u16,
+    /// Byte budget of a lane.
+    pub lane_max_bytes: usize,
+}
+
+/// `[replies]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replies {
+    /// Replies awaiting their confirm.
+    pub max_in_flight: usize,
+    /// Their bytes.
+    pub max_in_flight_bytes: usize,
+    /// Bound on a confirm.
+    pub confirm_timeout_seconds: u64,
+    /// How long a full reply queue is retried.
+    pub refused_retry_seconds: u64,
+}
+
+impl Config {
+    /// Loads defaults, file and environment, and checks them.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming key, value and remedy.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut config: Self = load::load(DEFAULTS, file)?;
+        if config.worker.name.is_empty() {
+            config.worker.name = made_up_name();
+        }
+        Ok(config)
+    }
+
+    /// Bound on a stop.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.worker.grace_seconds)
+    }
+}
+
+fn made_up_name() -> String {
+    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let host: String =
+        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    let random = uuid::Uuid::now_v7().simple().to_string();
+    let host = if host.is_empty() { "worker" } else { &host };
+    format!("{host}-{}-{}", std::process::id(), &random[26..])
+}
+
+impl Validate for Config {
+    fn validate(&self) -> Result<(), Invalid> {
+        self.broker.validate()?;
+        self.topology.validate()?;
+        self.limits.validate()?;
+        within("worker.grace_seconds", self.worker.grace_seconds, 1, 3_600)?;
+        within("worker.runtime_threads", self.worker.runtime_threads as u64, 1, 64)?;
+        if self.worker.name.len() > 100 {
+            return Err(Invalid::new("worker.name", &self.worker.name, "use at most 100 bytes"));
+        }
+        if self.onnxruntime.library.as_os_str().is_empty() {
+            return Err(Invalid::new(
+                "onnxruntime.library",
+                "empty",
+                "set it (or MILLRACE__ONNXRUNTIME__LIBRARY) to the path of libonnxruntime.so; \
+                 `cargo xtask setup` fetches one and prints the path",
+            ));
+        }
+        within("scheduling.prefetch_extra", self.scheduling.prefetch_extra.into(), 1, 10_000)?;
+        within("scheduling.lane_max_bytes", self.scheduling.lane_max_bytes as u64, 1 << 20, 1 << 40)?;
+        within("replies.max_in_flight", self.replies.max_in_flight as u64, 1, 100_000)?;
+        within("replies.max_in_flight_bytes", self.replies.max_in_flight_bytes as u64, 1 << 20, 1 << 40)?;
+        within("replies.confirm_timeout_seconds", self.replies.confirm_timeout_seconds, 1, 3_600)?;
+        within("replies.refused_retry_seconds", self.replies.refused_retry_seconds, 0, 3_600)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("onnxruntime.library = \"x\"\n{text}")).unwrap();
+        Config::load(Some(file.path()))
+    }
+
+    #[test]
+    fn the_default_file_agrees_with_the_library_defaults() {
+        let config = with("").unwrap();
+        let json = |topology: &Topology| serde_json::to_value(topology).unwrap();
+        assert_eq!(json(&config.topology), json(&Topology::default()));
+        assert!(!config.worker.name.is_empty());
+    }
+
+    #[test]
+    fn errors_name_key_value_and_remedy() {
+        for (text, parts) in [
+            ("worker.grace_seconds = 0", ["worker.grace_seconds", "0", "from 1 to 3600"]),
+            ("worker.grace = 3", ["grace", "unknown field", "expected"]),
+            ("broker.addresses = [\"localhost\"]", ["broker.addresses", "not a broker address", "amqp://"]),
+            ("topology.queue_type = \"stream\"", ["queue_type", "stream", "quorum"]),
+        ] {
+            let error = with(text).unwrap_err().to_string();
+            for part in parts {
+                assert!(error.contains(part), "{text}: `{error}` lacks `{part}`");
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Takes deliveries, refuses hostile ones, and sees each to its lane.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use millrace_common::amqp::consumer::{Accept, Delivery};
+use millrace_common::amqp::message::{ReplyKey, RequestMeta, header, now_ms};
+use millrace_common::amqp::properties::Properties;
+use millrace_common::directory::Directory;
+use millrace_common::protocol::codec::Limits;
+use millrace_common::protocol::status::Code;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::admission::admit;
+use super::decode::{code, decode};
+use crate::catalogue::Catalogue;
+use crate::job::{Answer, Duty, Job, Original, Settlement, Verdict};
+
+/// The header that counts how often a request met a worker without its pinned version.
+const VERSION_HOPS: &str = "x-version-hops";
+/// Hops allowed while no worker is known to serve the version: the directory may not have heard of it yet.
+const UNKNOWN_VERSION_HOPS: u64 = 3;
+/// Lane budgets are counted in pieces of this many bytes, since semaphores count to `u32` only.
+const BUDGET_UNIT: usize = 1024;
+
+/// One queue this worker consumes.
+#[derive(Debug)]
+pub struct Route {
+    /// Model name.
+    pub model: String,
+    /// Tier number, highest first.
+    pub tier: usize,
+    /// The only routing key that belongs in the queue.
+    pub routing_key: String,
+    /// The budget of a request that names none.
+    pub default_budget: Duration,
+    /// The lane's byte budget.
+    pub budget: Arc<Semaphore>,
+    /// Its whole size in units.
+    pub budget_units: u32,
+}
+
+impl Route {
+    /// A route whose lane may hold `lane_max_bytes`.
+    pub fn new(
+        model: String,
+        tier: usize,
+        routing_key: String,
+        default_budget: Duration,
+        lane_max_bytes: usize,
+    ) -> Self {
+        let budget_units = u32::try_from(lane_max_bytes / BUDGET_UNIT).unwrap_or(u32::MAX).max(1);
+        let budget = Arc::new(Semaphore::new(budget_units as usize));
+        Self { model, tier, routing_key, default_budget, budget, budget_units }
+    }
+}
+
+/// What intake needs to know.
+pub struct Intake {
+    /// Routes by queue name.
+    pub routes: HashMap<String, Route>,
+    /// What is served.
+    pub catalogue: Arc<Catalogue>,
+    /// Who else serves what.
+    pub directory: Arc<Directory>,
+    /// Bounds on messages.
+    pub limits: Limits,
+    /// Users whose `x-tenant` is believed.
+    pub gateway_users: Vec<String>,
+    /// The broker user of the workers.
+    pub own_user: String,
+    /// Where verdicts go.
+    pub settlements: mpsc::Sender<Vec<Settlement>>,
+    /// Numbers for requests that run alone.
+    pub sequence: AtomicU64,
+}
+
+impl Accept for Intake {
+    async fn accept(&self, delivery: Delivery) {
+        let Some(route) = self.routes.get(&*delivery.queue) else {
+            return; // not subscribed to; its delivery comes again elsewhere
+        };
+        let (duty, meta) = match self.receive(route, delivery).await {
+            Ok(received) => received,
+            Err(settlement) => return self.settle(*settlement).await,
+        };
+        let is_urgent = meta.is_urgent;
+        match self.prepare(route, &duty, meta).await {
+            Err(verdict) => self.settle((duty, verdict)).await,
+            Ok(Prepared { served, admitted, body_id, deadline }) => {
+                let job = Job {
+                    duty,
+                    tier: route.tier,
+                    inputs: admitted.inputs,
+                    outputs: admitted.outputs,
+                    body_id,
+                    rows: admitted.rows,
+                    key: admitted.key,
+                    is_urgent,
+                    deadline,
+                };
+                if let Err(job) = served.pickup.push(route.tier, job) {
+                    self.settle((job.duty, Verdict::GiveBack)).await;
+                }
+            }
+        }
+    }
+}
+
+struct Prepared<'a> {
+    served: &'a crate::catalogue::ServedVersion,
+    admitted: super::admission::Admitted,
+    body_id: Option<String>,
+    deadline: Option<Instant>,
+}
+
+impl Intake {
+    /// Completes when no delivery is held any more: every duty is done and has given its budget back.
+    pub async fn held(&self) {
+        for route in self.routes.values() {
+            let all = route.budget.acquire_many(route.budget_units).await;
+            drop(all);
+        }
+    }
+
+    async fn settle(&self, settlement: Settlement) {
+        // The receiver outlives every consumer; when it is gone the process is ending and the delivery comes again.
+        let _ = self.settlements.send(vec![settlement]).await;
+    }
+
+    /// Takes the duty on, or finds that the message must not be answered.
+    async fn receive(
+        &self,
+        route: &Route,
+        delivery: Delivery,
+    ) -> Result<(Duty, RequestMeta), Box<Settlement>> {
+        let arrived = Instant::now();
+        let units = budget_units(&delivery).min(route.budget_units);
+        let budget =
+            Arc::clone(&route.budget).acquire_many_owned(units).await.expect("budgets are never closed");
+        let reply_to = self.reply_to(&delivery.properties);
+        let hostile = hostility(route, &delivery, reply_to.as_ref().err());
+        let meta = RequestMeta::read(&delivery.properties);
+        let known = meta.as_ref().ok();
+        let mut duty = Duty {
+            request_id: known.map(|meta| meta.request_id.clone()),
+            correlation_id: delivery.properties.correlation_id().map(str::to_owned),
+            reply_to: reply_to.unwrap_or_default(),
+            attempt: known.map_or(0, |meta| meta.attempt),
+            tenant: self.tenant(known),
+            arrived,
+            original: Original {
+                routing_key: delivery.routing_key,
+                properties: delivery.properties,
+                body: delivery.body,
+            },
+            ticket: delivery.ticket,
+            budget,
+        };
+        if let Some((reason, detail)) = hostile {
+            duty.reply_to = None;
+            return Err(Box::new((duty, Verdict::Dead { reason, detail })));
+        }
+        match meta {
+            Ok(meta) => Ok((duty, meta)),
+            Err(error) => {
+                let answer = Answer::failure(Code::InvalidInput, error.to_string());
+                Err(Box::new((duty, Verdict::Reply(answer))))
+            }
+        }
+    }
+
+    fn tenant(&self, meta: Option<&RequestMeta>) -> Arc<str> {
+        let Some(user) = meta.and_then(|meta| meta.user_id.as_deref()) else { return "anonymous".into() };
+        let claimed = meta.and_then(|meta| meta.claimed_tenant.as_deref());
+        match claimed {
+            Some(tenant) if self.speaks_for_others(user) => tenant.into(),
+            _ => user.into(),
+        }
+    }
+
+    /// Gateways publish for their callers, workers republish what they pass on.
+    fn speaks_for_others(&self, user: &str) -> bool {
+        user == self.own_user || self.gateway_users.iter().any(|gateway| gateway == user)
+    }
+
+    fn reply_to(&self, properties: &Properties) -> Result<Option<ReplyKey>, String> {
+        let Some(text) = properties.reply_to() else { return Ok(None) };
+        let key = ReplyKey::parse(text).map_err(|error| error.to_string())?;
+        match properties.user_id() {
+            Some(user) if properties.has_header(header::TENANT) && self.speaks_for_others(user) => {
+                Ok(Some(key))
+            }
+            Some(user) if user != key.user() => {
+                Err(format!("`reply_to` belongs to user `{}`, the message comes from `{user}`", key.user()))
+            }
+            _ => Ok(Some(key)),
+        }
+    }
+
+    /// Decodes and admits the request, or finds its verdict.
+    async fn prepare(&self, route: &Route, duty: &Duty, meta: RequestMeta) -> Result<Prepared<'_>, Verdict> {
+        let fail = |code, message: String| Verdict::Reply(Answer::failure(code, message));
+        let remaining = meta.remaining(now_ms()).unwrap_or(route.default_budget);
+        if remaining.is_zero() {
+            return Err(fail(
+                Code::DeadlineExceeded,
+                "the deadline passed before a worker received it".to_owned(),
+            ));
+        }
+        let Some(served) = self.catalogue.find(&route.model, meta.model_version) else {
+            return Err(self.pass_on(route, duty, &meta));
+        };
+        let body = duty.original.body.clone();
+        let request = decode(body, meta.header_length, self.limits)
+            .await
+            .map_err(|error| fail(code(&error), error.to_string()))?;
+        let body_id = request.id.clone();
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let admitted = admit(&served.rules, request, sequence)
+            .map_err(|misfit| fail(misfit.code(), misfit.to_string()))?;
+        let deadline = duty.arrived.checked_add(remaining);
+        Ok(Prepared { served, admitted, body_id, deadline })
+    }
+
+    /// A pinned version that is not here: on to another worker after a pause, unless nobody has it.
+    fn pass_on(&self, route: &Route, duty: &Duty, meta: &RequestMeta) -> Verdict {
+        let version = meta.model_version.unwrap_or(0);
+        let hops = duty.original.properties.count(VERSION_HOPS).ok().flatten().unwrap_or(0);
+        if hops >= UNKNOWN_VERSION_HOPS && !self.directory.serves(&route.model, version) {
+            let message = format!("no worker serves version {version} of model `{}`", route.model);
+            return Verdict::Reply(Answer::failure(Code::UnknownVersion, message));
+        }
+        let step = usize::try_from(hops).unwrap_or(usize::MAX);
+        Verdict::Retry { step, headers: vec![(VERSION_HOPS, hops + 1)] }
+    }
+}
+
+/// Bytes that a delivery will hold: JSON is kept as text and as tensors, which take up to about twice the text.
+fn budget_units(delivery: &Delivery) -> u32 {
+    let is_binary = delivery.properties.has_header(header::HEADER_LENGTH);
+    let bytes = delivery.body.len() * if is_binary { 1 } else { 3 };
+    u32::try_from(bytes / BUDGET_UNIT + 1).unwrap_or(u32::MAX)
+}
+
+/// Why a message must not be answered nor run, if so. The broker's permissions do not catch these.
+fn hostility(
+    route: &Route,
+    delivery: &Delivery,
+    reply_to: Option<&String>,
+) -> Option<(&'static str, String)> {
+    if delivery.properties.has_header("CC") || delivery.properties.has_header("BCC") {
+        return Some(("sender_selected", "CC and BCC headers are refused: they evade tiers".to_owned()));
+    }
+    if delivery.routing_key != route.routing_key {
+        let detail =
+            format!("routing key `{}` in the queue of `{}`", delivery.routing_key, route.routing_key);
+        return Some(("foreign_routing_key", detail));
+    }
+    reply_to.map(|problem| ("invalid_reply_to", problem.clone()))
+}

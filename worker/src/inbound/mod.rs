@@ -1,0 +1,9 @@
+//! From deliveries to jobs.
+//!
+//! - [`intake`]: takes deliveries, refuses hostile ones
+//! - [`decode`]: bodies to requests, off the runtime where they are large
+//! - [`admission`]: requests to jobs, checked against the model's signature
+
+pub mod admission;
+pub mod decode;
+pub mod intake;

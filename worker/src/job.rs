@@ -1,0 +1,156 @@
+//! A job: one request inside the worker, and the duty to settle its delivery.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use millrace_common::amqp::consumer::Ticket;
+use millrace_common::amqp::message::{ReplyKey, Timing};
+use millrace_common::amqp::properties::Properties;
+use millrace_common::protocol::codec::{Body, Encoding};
+use millrace_common::protocol::status::Code;
+use millrace_common::protocol::tensor::Tensor;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::schedule::lane::Waiting;
+
+/// Requests that may share a batch agree on it: the sizes of dynamic inner dimensions, input by input.
+///
+/// Empty for models without such dimensions, so that it costs nothing there. Requests that must run alone have a
+/// number of their own instead.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum BatchKey {
+    /// Joins others of equal sizes.
+    Shared(Box<[i64]>),
+    /// Joins nobody.
+    Alone(u64),
+}
+
+/// A request that passed admission.
+#[derive(Debug)]
+pub struct Job {
+    /// Settles its delivery, whatever happens.
+    pub duty: Duty,
+    /// Tier number, highest first.
+    pub tier: usize,
+    /// Inputs in the signature's order.
+    pub inputs: Vec<Tensor>,
+    /// Outputs wanted, by number in the signature, and how to write each.
+    pub outputs: Vec<(usize, Encoding)>,
+    /// The `id` of the request's body.
+    pub body_id: Option<String>,
+    /// Rows along axis 0; 1 where the model is not batched.
+    pub rows: u32,
+    /// Who may share a batch with it.
+    pub key: BatchKey,
+    /// Whether it goes before normal ones of its tier.
+    pub is_urgent: bool,
+    /// When nobody waits for it any more.
+    pub deadline: Option<Instant>,
+}
+
+impl Waiting for Job {
+    type Key = BatchKey;
+    fn key(&self) -> &BatchKey {
+        &self.key
+    }
+    fn rows(&self) -> u32 {
+        self.rows
+    }
+    fn arrived(&self) -> Instant {
+        self.duty.arrived
+    }
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+    fn is_urgent(&self) -> bool {
+        self.is_urgent
+    }
+}
+
+/// The duty to settle one delivery: answer its caller or pass it on, then acknowledge it.
+#[derive(Debug)]
+pub struct Duty {
+    /// Settles the delivery.
+    pub ticket: Ticket,
+    /// The request's identity; unknown where its properties could not be read.
+    pub request_id: Option<String>,
+    /// The caller's id.
+    pub correlation_id: Option<String>,
+    /// Where the answer goes; `None` where nobody asked for one or must not get one.
+    pub reply_to: Option<ReplyKey>,
+    /// Attempts before this one.
+    pub attempt: u32,
+    /// The tenant it is accounted to.
+    pub tenant: Arc<str>,
+    /// When the delivery came.
+    pub arrived: Instant,
+    /// The message as received, for passing it on.
+    pub original: Original,
+    /// Its share of the lane's byte budget, given back when the duty is done.
+    pub budget: OwnedSemaphorePermit,
+}
+
+/// A message as received.
+#[derive(Clone, Debug)]
+pub struct Original {
+    /// Routing key.
+    pub routing_key: String,
+    /// Properties and headers.
+    pub properties: Properties,
+    /// Body.
+    pub body: Bytes,
+}
+
+/// How a duty ends.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Answer the caller.
+    Reply(Answer),
+    /// Publish it again after a pause, these headers set.
+    Retry {
+        /// Which of the configured delays, from 0; later ones stay at the last.
+        step: usize,
+        /// Counting headers to set.
+        headers: Vec<(&'static str, u64)>,
+    },
+    /// Keep it for people; the caller, who may be hostile, hears nothing.
+    Dead {
+        /// One stable word.
+        reason: &'static str,
+        /// More for people.
+        detail: String,
+    },
+    /// Not attempted: back to the queue.
+    GiveBack,
+}
+
+/// An answer to a caller.
+#[derive(Debug)]
+pub struct Answer {
+    /// `None` is a result.
+    pub failure: Option<Code>,
+    /// Result or error body.
+    pub body: Body,
+    /// Where the time went.
+    pub timing: Timing,
+    /// The version that ran.
+    pub model_version: Option<u64>,
+}
+
+impl Answer {
+    /// A typed refusal or failure.
+    pub fn failure(code: Code, message: impl Into<String>) -> Self {
+        let error = millrace_common::protocol::status::ErrorBody { error: message.into(), code };
+        let bytes = serde_json::to_vec(&error).expect("text serializes");
+        Self {
+            failure: Some(code),
+            body: Body { bytes: bytes.into(), header_length: None },
+            timing: Timing::default(),
+            model_version: None,
+        }
+    }
+}
+
+/// A duty and its verdict, on the way to being settled.
+pub type Settlement = (Duty, Verdict);

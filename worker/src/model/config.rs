@@ -1,0 +1,177 @@
+//! A model's own `config.toml`. Optional: what it leaves out is derived from the ONNX file.
+
+use millrace_common::config::load::{Invalid, Validate};
+use millrace_common::config::sections::within;
+use serde::Deserialize;
+
+/// `<repository>/<model>/config.toml`, with Triton's names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Most rows of a batch. Left out: 64 where rows can be batched, else 1.
+    pub max_batch_size: Option<u32>,
+    /// When batches are worth running.
+    pub dynamic_batching: DynamicBatching,
+    /// What runs the model. Left out: one single-threaded CPU instance per core.
+    pub instance_group: Vec<InstanceGroup>,
+    /// Runs of the model before the worker takes requests. On by default.
+    pub model_warmup: Option<bool>,
+    /// Which versions are served.
+    pub version_policy: VersionPolicy,
+    /// Whether rows of different requests may share a batch. Off for models whose result depends on batch mates, such as
+    /// dynamically quantised ones (their scale spans the batch).
+    pub batch_safe: Option<bool>,
+}
+
+/// `[dynamic_batching]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DynamicBatching {
+    /// Batch sizes that run at once, without waiting for more rows.
+    pub preferred_batch_size: Vec<u32>,
+    /// How long an idle instance lets a request wait for others. 0 by default: while instances are busy batches grow anyway.
+    pub max_queue_delay_microseconds: u64,
+}
+
+/// `[[instance_group]]`: equal instances.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InstanceGroup {
+    /// How many; on GPUs, how many on each.
+    pub count: u32,
+    /// The execution provider.
+    pub kind: InstanceKind,
+    /// GPU numbers; empty means GPU 0.
+    pub gpus: Vec<u32>,
+    /// Threads inside one run, on the CPU. One gives the best throughput and tail; more give a shorter single run.
+    pub intra_threads: u32,
+    /// Whether nodes that a GPU provider cannot run may run on the CPU. A graph may need it for shape computations.
+    pub allow_cpu_fallback: bool,
+}
+
+impl Default for InstanceGroup {
+    fn default() -> Self {
+        Self { count: 1, kind: InstanceKind::Cpu, gpus: vec![], intra_threads: 1, allow_cpu_fallback: false }
+    }
+}
+
+/// Execution providers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstanceKind {
+    /// The host's cores.
+    #[default]
+    #[serde(alias = "KIND_CPU")]
+    Cpu,
+    /// NVIDIA GPUs through CUDA.
+    #[serde(alias = "KIND_GPU", alias = "gpu")]
+    Cuda,
+    /// NVIDIA GPUs through TensorRT.
+    TensorRt,
+}
+
+impl InstanceKind {
+    /// The name in configuration, status and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+        }
+    }
+}
+
+/// `version_policy`: which of the version folders are served.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub enum VersionPolicy {
+    /// The newest ones.
+    Latest {
+        /// How many.
+        num_versions: usize,
+    },
+    /// Every one.
+    All {},
+    /// These.
+    Specific {
+        /// Version numbers.
+        versions: Vec<u64>,
+    },
+}
+
+impl Default for VersionPolicy {
+    fn default() -> Self {
+        Self::Latest { num_versions: 1 }
+    }
+}
+
+impl Validate for ModelConfig {
+    fn validate(&self) -> Result<(), Invalid> {
+        if let Some(size) = self.max_batch_size {
+            within("max_batch_size", size.into(), 1, 65_536)?;
+        }
+        let delay = self.dynamic_batching.max_queue_delay_microseconds;
+        within("dynamic_batching.max_queue_delay_microseconds", delay, 0, 10_000_000)?;
+        for &size in &self.dynamic_batching.preferred_batch_size {
+            let most = self.max_batch_size.unwrap_or(65_536).into();
+            within("dynamic_batching.preferred_batch_size", size.into(), 1, most)?;
+        }
+        for group in &self.instance_group {
+            within("instance_group.count", group.count.into(), 1, 256)?;
+            within("instance_group.intra_threads", group.intra_threads.into(), 1, 256)?;
+            if group.kind == InstanceKind::Cpu && !group.gpus.is_empty() {
+                return Err(Invalid::new(
+                    "instance_group.gpus",
+                    format!("{:?}", group.gpus),
+                    "only kinds cuda and tensorrt take gpus; set kind = \"cuda\"",
+                ));
+            }
+        }
+        match &self.version_policy {
+            VersionPolicy::Latest { num_versions } => {
+                within("version_policy.latest.num_versions", *num_versions as u64, 1, 1_000)
+            }
+            VersionPolicy::Specific { versions } if versions.is_empty() => {
+                Err(Invalid::new("version_policy.specific.versions", "empty", "name at least one version"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_known_and_bounded() {
+        let config: ModelConfig = toml::from_str(
+            r#"
+            max_batch_size = 32
+            batch_safe = false
+            model_warmup = false
+            version_policy = { latest = { num_versions = 2 } }
+            [dynamic_batching]
+            preferred_batch_size = [8, 16]
+            max_queue_delay_microseconds = 500
+            [[instance_group]]
+            kind = "cuda"
+            gpus = [0, 1]
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(config.instance_group[0].kind, InstanceKind::Cuda);
+        for bad in [
+            "max_batch_size = 0",
+            "dynamic_batching = { preferred_batch_size = [0] }",
+            "[[instance_group]]\ncount = 0",
+            "[[instance_group]]\ngpus = [0]",
+            "version_policy = { specific = { versions = [] } }",
+        ] {
+            let config: ModelConfig = toml::from_str(bad).unwrap();
+            assert!(config.validate().is_err(), "{bad}");
+        }
+        assert!(toml::from_str::<ModelConfig>("max_batch = 3").is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! A thread that owns a back end: collects a batch, runs it, splits it into answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use millrace_common::amqp::message::Timing;
+use millrace_common::protocol::codec::{ResponseHead, TensorView, encode_response};
+use millrace_common::protocol::status::Code;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::backend::{Backend, BackendError};
+use crate::catalogue::ServedVersion;
+use crate::job::{Answer, Job, Settlement, Verdict};
+use crate::schedule::batch::{BatchError, BatchInput, BatchOutput, split, stack};
+use crate::schedule::pickup::Collected;
+
+/// Starts an instance on its own thread; it ends when the version's pickup closes.
+///
+/// # Errors
+/// When the system has no thread to give.
+pub fn spawn(
+    mut backend: Box<dyn Backend>,
+    served: Arc<ServedVersion>,
+    max_reply_bytes: usize,
+    settlements: mpsc::Sender<Vec<Settlement>>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let name = format!("{}:{}", served.model, served.version);
+    std::thread::Builder::new().name(name).spawn(move || {
+        while let Some(Collected { batch, expired }) = served.pickup.collect() {
+            let mut settled: Vec<Settlement> = Vec::with_capacity(batch.len() + expired.len());
+            settled.extend(expired.into_iter().map(|job| {
+                let answer = Answer::failure(Code::DeadlineExceeded, "the deadline passed while it waited");
+                (job.duty, Verdict::Reply(answer))
+            }));
+            if !batch.is_empty() {
+                let run = Run { backend: &mut *backend, served: &served, max_reply_bytes };
+                run.answer(batch, &mut settled);
+            }
+            if settlements.blocking_send(settled).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+struct Run<'a> {
+    backend: &'a mut dyn Backend,
+    served: &'a ServedVersion,
+    max_reply_bytes: usize,
+}
+
+impl Run<'_> {
+    /// Runs a batch. If it fails, each of its requests runs again alone, so that only the guilty one fails.
+    fn answer(mut self, batch: Vec<Job>, settled: &mut Vec<Settlement>) {
+        match self.run(&batch) {
+            Ok(answers) => settle_all(batch, answers, settled),
+            Err(error) if batch.len() == 1 => settle_all(batch, vec![failed(&error)], settled),
+            Err(error) => {
+                warn!(model = %self.served.model, version = self.served.version, jobs = batch.len(), %error,
+                    "a batch failed; its requests run alone");
+                for job in batch {
+                    let alone = vec![job];
+                    let answer = match self.run(&alone) {
+                        Ok(mut answers) => answers.swap_remove(0),
+                        Err(error) => failed(&error),
+                    };
+                    settle_all(alone, vec![answer], settled);
+                }
+            }
+        }
+    }
+
+    /// One answer for each job, in order.
+    fn run(&mut self, batch: &[Job]) -> Result<Vec<Answer>, RunError> {
+        let collected = Instant::now();
+        let inputs = stacked(self.served, batch)?;
+        let rows: Vec<u32> = batch.iter().map(|job| job.rows).collect();
+        let total: u64 = rows.iter().map(|&rows| u64::from(rows)).sum();
+        let started = Instant::now();
+        let mut answers = Ok(Vec::new());
+        let (served, max_reply_bytes) = (self.served, self.max_reply_bytes);
+        let mut busy = Duration::ZERO;
+        self.backend.run(&inputs, &mut |outputs| {
+            busy = started.elapsed();
+            let timing = |job: &Job| Timing {
+                queue_us: micros(collected.saturating_duration_since(job.duty.arrived)),
+                batch_us: micros(started - collected),
+                infer_us: micros(busy),
+                batch_size: total,
+            };
+            answers = answers_of(served, batch, &rows, outputs, max_reply_bytes, &timing);
+        })?;
+        self.served.stats.count_run(total, busy);
+        for job in batch {
+            self.served.stats.count_rows(job.tier, u64::from(job.rows));
+        }
+        debug!(model = %self.served.model, rows = total, jobs = batch.len(), ?busy, "ran a batch");
+        Ok(answers?)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+}
+
+fn failed(error: &RunError) -> Answer {
+    let code = match error {
+        RunError::Backend(error) => error.code(),
+        RunError::Batch(_) => Code::BackendError,
+    };
+    Answer::failure(code, error.to_string())
+}
+
+fn settle_all(batch: Vec<Job>, answers: Vec<Answer>, settled: &mut Vec<Settlement>) {
+    settled.extend(batch.into_iter().zip(answers).map(|(job, answer)| (job.duty, Verdict::Reply(answer))));
+}
+
+fn stacked<'a>(served: &'a ServedVersion, batch: &'a [Job]) -> Result<Vec<BatchInput<'a>>, BatchError> {
+    let slots = served.rules.signature.inputs.iter().enumerate();
+    slots
+        .map(|(index, slot)| {
+            let parts = batch.iter().map(|job| {
+                let tensor = &job.inputs[index];
+                (tensor.shape.as_slice(), &tensor.data[..])
+            });
+            stack(&slot.name, batch[0].inputs[index].datatype, parts)
+        })
+        .collect()
+}
+
+fn answers_of(
+    served: &ServedVersion,
+    batch: &[Job],
+    rows: &[u32],
+    outputs: &[BatchOutput<'_>],
+    max_reply_bytes: usize,
+    timing: &dyn Fn(&Job) -> Timing,
+) -> Result<Vec<Answer>, BatchError> {
+    let ranges = outputs
+        .iter()
+        .enumerate()
+        .map(|(index, output)| split(index, output, rows))
+        .collect::<Result<Vec<_>, _>>()?;
+    let version = served.version.to_string();
+    let answers = batch.iter().enumerate().map(|(position, job)| {
+        let shapes: Vec<Vec<i64>> = job
+            .outputs
+            .iter()
+            .map(|&(index, _)| {
+                let mut shape = outputs[index].shape.to_vec();
+                if batch.len() > 1 {
+                    shape[0] = i64::from(job.rows);
+                }
+                shape
+            })
+            .collect();
+        let views: Vec<TensorView<'_>> = job
+            .outputs
+            .iter()
+            .zip(&shapes)
+            .map(|(&(index, encoding), shape)| TensorView {
+                name: &served.rules.signature.outputs[index].name,
+                datatype: outputs[index].datatype,
+                shape,
+                data: &outputs[index].data[ranges[index][position].clone()],
+                encoding,
+            })
+            .collect();
+        let head = ResponseHead {
+            model_name: &served.model,
+            model_version: Some(&version),
+            id: job.body_id.as_deref(),
+        };
+        let answer = match encode_response(head, &views) {
+            Ok(body) if body.bytes.len() > max_reply_bytes => Answer::failure(
+                Code::TooLarge,
+                format!(
+                    "the result has {} bytes, limits.max_body_bytes is {max_reply_bytes}",
+                    body.bytes.len()
+                ),
+            ),
+            Ok(body) => Answer { failure: None, body, timing: Timing::default(), model_version: None },
+            Err(error) => Answer::failure(Code::InvalidInput, error.to_string()),
+        };
+        Answer { timing: timing(job), model_version: Some(served.version), ..answer }
+    });
+    Ok(answers.collect())
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,17 @@
+//! Models: where they lie, what they look like, and what runs them.
+//!
+//! - [`config`]: a model's own `config.toml`, with Triton's names
+//! - [`repository`]: folders to names and versions
+//! - [`signature`]: inputs and outputs, and whether rows can be batched
+//! - [`backend`]: what any back end does
+//! - [`onnx`]: ONNX Runtime, the only file that knows it
+//! - [`warmup`]: invented runs before the first request
+//! - [`instance`]: a thread that owns a back end and runs batches
+
+pub mod backend;
+pub mod config;
+pub mod instance;
+pub mod onnx;
+pub mod repository;
+pub mod signature;
+pub mod warmup;

@@ -1,0 +1,63 @@
+//! Warm-up: runs on invented inputs before the first request, at the smallest and the largest batch.
+
+use millrace_common::protocol::tensor::{Datatype, push_bytes_element};
+
+use super::backend::{Backend, BackendError};
+use super::signature::{Dimension, Slot};
+use crate::inbound::admission::Rules;
+use crate::schedule::batch::BatchInput;
+
+/// Inputs larger than this are not invented: open dimensions say nothing about what is usual.
+const MAX_BYTES: usize = 256 << 20;
+
+/// Runs the model on zeros and empty strings, open dimensions 1.
+///
+/// # Errors
+/// The back end's; a model may rightly refuse zeros.
+pub fn run(backend: &mut dyn Backend, rules: &Rules) -> Result<(), BackendError> {
+    let sizes = if rules.is_batched { vec![1, i64::from(rules.max_batch_size)] } else { vec![1] };
+    for rows in sizes {
+        let Some(data) =
+            rules.signature.inputs.iter().map(|slot| zeros(slot, rows)).collect::<Option<Vec<_>>>()
+        else {
+            return Ok(()); // the protocol cannot carry this model's inputs anyway
+        };
+        let inputs: Vec<BatchInput<'_>> = rules
+            .signature
+            .inputs
+            .iter()
+            .zip(&data)
+            .map(|(slot, (datatype, shape, bytes))| BatchInput {
+                name: &slot.name,
+                datatype: *datatype,
+                shape: shape.clone(),
+                pieces: vec![bytes],
+            })
+            .collect();
+        backend.run(&inputs, &mut |_| {})?;
+    }
+    Ok(())
+}
+
+fn zeros(slot: &Slot, rows: i64) -> Option<(Datatype, Vec<i64>, Vec<u8>)> {
+    let datatype = *slot.datatype.as_ref().ok()?;
+    let dimensions = slot.shape.as_ref()?.iter().enumerate();
+    let shape: Vec<i64> = dimensions
+        .map(|(axis, dimension)| match dimension {
+            Dimension::Fixed(size) => *size,
+            Dimension::Symbolic(_) if axis == 0 => rows,
+            Dimension::Symbolic(_) => 1,
+        })
+        .collect();
+    let elements = millrace_common::protocol::tensor::element_count(&shape).ok()?;
+    let size =
+        elements.checked_mul(datatype.element_size().unwrap_or(4)).filter(|&size| size <= MAX_BYTES)?;
+    let mut bytes = vec![0; size];
+    if datatype == Datatype::Bytes {
+        bytes.clear();
+        for _ in 0..elements {
+            push_bytes_element(&mut bytes, b"");
+        }
+    }
+    Some((datatype, shape, bytes))
+}

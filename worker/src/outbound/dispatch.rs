@@ -1,0 +1,96 @@
+//! A verdict to the message that carries it out. Plain code.
+
+use std::sync::Arc;
+
+use millrace_common::amqp::message::{ReplyMeta, header};
+use millrace_common::amqp::publisher::Message;
+use millrace_common::amqp::topology::Names;
+
+use crate::job::{Answer, Duty};
+
+/// The names that messages are addressed with.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    reply_exchange: Arc<str>,
+    dead_exchange: Arc<str>,
+    retry_exchanges: Vec<Arc<str>>,
+    worker: String,
+    user: String,
+}
+
+impl Dispatch {
+    /// `retry_delays_ms` as configured, ascending and not empty.
+    ///
+    /// `user` is the broker user that the messages are published as.
+    pub fn new(names: &Names, retry_delays_ms: &[u64], worker: &str, user: &str) -> Self {
+        Self {
+            reply_exchange: names.reply_exchange().into(),
+            dead_exchange: names.dead().into(),
+            retry_exchanges: retry_delays_ms.iter().map(|&delay| names.retry(delay).into()).collect(),
+            worker: worker.to_owned(),
+            user: user.to_owned(),
+        }
+    }
+
+    /// The reply; `None` where nobody asked for one.
+    pub fn reply(&self, duty: &Duty, answer: &Answer) -> Option<Message> {
+        let meta = ReplyMeta {
+            request_id: duty.request_id.clone().unwrap_or_default(),
+            correlation_id: duty.correlation_id.clone(),
+            header_length: answer.body.header_length,
+            failure: answer.failure,
+            retry_after: None,
+            degraded: None,
+            timing: answer.timing,
+            worker: self.worker.clone(),
+            model_version: answer.model_version,
+            attempt: duty.attempt,
+        };
+        Some(Message {
+            exchange: Arc::clone(&self.reply_exchange),
+            routing_key: duty.reply_to.as_ref()?.as_str().to_owned(),
+            properties: meta.write(answer.body.content_type()),
+            body: answer.body.bytes.clone(),
+            mandatory: true,
+        })
+    }
+
+    /// The request again, for the retry step `step`; the last step where there are fewer.
+    pub fn retry(&self, duty: &Duty, step: usize, headers: &[(&'static str, u64)]) -> Message {
+        let last = self.retry_exchanges.len() - 1;
+        let mut properties = duty
+            .original
+            .properties
+            .for_republishing()
+            .with_text(header::TENANT, &duty.tenant)
+            .with_user_id(&self.user);
+        for (name, value) in headers {
+            properties = properties.with_count(name, *value);
+        }
+        Message {
+            exchange: Arc::clone(&self.retry_exchanges[step.min(last)]),
+            routing_key: duty.original.routing_key.clone(),
+            properties,
+            body: duty.original.body.clone(),
+            mandatory: true,
+        }
+    }
+
+    /// The request as received, for people, with the reason.
+    pub fn dead(&self, duty: &Duty, reason: &str, detail: &str) -> Message {
+        let properties = duty
+            .original
+            .properties
+            .for_republishing()
+            .with_text(header::DEAD_REASON, reason)
+            .with_text(header::DEAD_DETAIL, detail)
+            .with_text(header::WORKER, &self.worker);
+        Message {
+            exchange: Arc::clone(&self.dead_exchange),
+            routing_key: duty.original.routing_key.clone(),
+            properties,
+            body: duty.original.body.clone(),
+            mandatory: true,
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Joins the rooms, runs them, and stops them in the order of flow.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use millrace_common::amqp::connection::{ConnectError, Connector, wait_up};
+use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
+use millrace_common::amqp::message::now_ms;
+use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
+use millrace_common::amqp::topology::{ApplyError, Names, Topology, apply};
+use millrace_common::directory::Directory;
+use millrace_common::lifecycle::Lifecycle;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::catalogue::{Catalogue, ServedVersion, Stats};
+use crate::config::Config;
+use crate::inbound::admission::Rules;
+use crate::inbound::intake::{Intake, Route};
+use crate::job::{Settlement, Verdict};
+use crate::model::backend::Backend;
+use crate::model::config::{InstanceGroup, InstanceKind, ModelConfig};
+use crate::model::instance;
+use crate::model::onnx::{OnnxError, Runtime};
+use crate::model::repository::{RepositoryError, scan};
+use crate::model::warmup;
+use crate::outbound::dispatch::Dispatch;
+use crate::outbound::settle::Settler;
+use crate::schedule::batcher::BatchPolicy;
+use crate::schedule::pickup::Pickup;
+use crate::status::Announcer;
+
+/// Batches of verdicts between instances and settlement. Small: instances should feel a slow broker.
+const SETTLEMENTS: usize = 64;
+/// Most rows of a batch where the model's configuration does not say: the CPU gains little beyond (measured 2026-11).
+const DEFAULT_MAX_BATCH_SIZE: u32 = 64;
+
+/// Why a worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The model repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The library, a model or a provider.
+    #[error("model `{model}` version {version}: {source}")]
+    Model {
+        /// Model name.
+        model: String,
+        /// Version.
+        version: u64,
+        /// What is wrong.
+        source: OnnxError,
+    },
+    /// The library.
+    #[error(transparent)]
+    Library(#[from] OnnxError),
+    /// A model that a provider loads but cannot run.
+    #[error("model `{model}` version {version} failed its warm-up on {kind}: {reason}")]
+    WarmUp {
+        /// Model name.
+        model: String,
+        /// Version.
+        version: u64,
+        /// The provider.
+        kind: &'static str,
+        /// The failure.
+        reason: String,
+    },
+    /// The TLS files.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The topology.
+    #[error(transparent)]
+    Topology(#[from] ApplyError),
+    /// No thread for an instance.
+    #[error("cannot start an instance thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Models loaded and warm, nothing consumed yet.
+pub struct Loaded {
+    catalogue: Arc<Catalogue>,
+    backends: Vec<(Arc<ServedVersion>, Box<dyn Backend>)>,
+}
+
+/// Loads the library and every model, and warms them up. Blocks for as long as that takes.
+///
+/// # Errors
+/// [`StartError`].
+pub fn load(config: &Config) -> Result<Loaded, StartError> {
+    let runtime = Runtime::load(&config.onnxruntime.library)?;
+    info!(library = %config.onnxruntime.library.display(), runtime = runtime.description(), "loaded ONNX Runtime");
+    let mut loaded = Loaded { catalogue: Arc::default(), backends: Vec::new() };
+    let mut catalogue = Catalogue::default();
+    for (model, found) in scan(&config.models.repository, &config.models.serve)? {
+        for (&version, file) in &found.versions {
+            let place = Place { runtime: &runtime, config, model: &model, version };
+            let (served, backends) = place.load(file, &found.config)?;
+            loaded.backends.extend(backends.into_iter().map(|backend| (Arc::clone(&served), backend)));
+            catalogue.insert(served);
+        }
+    }
+    loaded.catalogue = Arc::new(catalogue);
+    Ok(loaded)
+}
+
+/// A loaded version and the back ends of its instances.
+type Ready = (Arc<ServedVersion>, Vec<Box<dyn Backend>>);
+
+struct Place<'a> {
+    runtime: &'a Runtime,
+    config: &'a Config,
+    model: &'a str,
+    version: u64,
+}
+
+impl Place<'_> {
+    fn load(&self, file: &Path, own: &ModelConfig) -> Result<Ready, StartError> {
+        let started = Instant::now();
+        let mut backends: Vec<Box<dyn Backend>> = Vec::new();
+        let mut instances = Vec::new();
+        for group in groups(own) {
+            let gpus = if group.gpus.is_empty() { vec![0] } else { group.gpus.clone() };
+            for gpu in gpus {
+                for _ in 0..group.count {
+                    let backend =
+                        self.runtime.open(file, &group, gpu).map_err(|source| self.error(source))?;
+                    backends.push(Box::new(backend));
+                    instances.push(group.kind);
+                }
+            }
+        }
+        let signature = backends[0].signature().clone();
+        let is_batched = signature.shares_first_dimension();
+        let max_batch_size = match own.max_batch_size {
+            _ if !is_batched => 1,
+            Some(size) => size,
+            None => DEFAULT_MAX_BATCH_SIZE,
+        };
+        let rules = Rules {
+            signature,
+            max_batch_size,
+            is_batched,
+            is_shared: is_batched && own.batch_safe.unwrap_or(true) && max_batch_size > 1,
+        };
+        if own.model_warmup.unwrap_or(true) {
+            self.warm_up(&mut backends, &instances, &rules)?;
+        }
+        let weights: Vec<u32> = self.config.topology.tiers.iter().map(|tier| tier.weight).collect();
+        let policy = BatchPolicy {
+            max_batch_size,
+            preferred_batch_sizes: own.dynamic_batching.preferred_batch_size.clone(),
+            max_queue_delay: Duration::from_micros(own.dynamic_batching.max_queue_delay_microseconds),
+        };
+        info!(model = self.model, version = self.version, instances = backends.len(), max_batch_size,
+            is_batched = rules.is_shared, took = ?started.elapsed(), "model ready");
+        let served = Arc::new(ServedVersion {
+            model: self.model.to_owned(),
+            version: self.version,
+            rules,
+            pickup: Pickup::new(&weights, policy),
+            instances: instances.into_iter().map(|kind| kind.as_str().to_owned()).collect(),
+            stats: Stats::new(weights.len()),
+        });
+        Ok((served, backends))
+    }
+
+    fn warm_up(
+        &self,
+        backends: &mut [Box<dyn Backend>],
+        kinds: &[InstanceKind],
+        rules: &Rules,
+    ) -> Result<(), StartError> {
+        for (backend, kind) in backends.iter_mut().zip(kinds) {
+            let Err(failure) = warmup::run(&mut **backend, rules) else { continue };
+            if *kind == InstanceKind::Cpu {
+                // The inputs are invented; a model may rightly refuse zeros.
+                warn!(model = self.model, version = self.version, error = %failure, "warm-up failed, serving all the same");
+            } else {
+                let (model, kind) = (self.model.to_owned(), kind.as_str());
+                return Err(StartError::WarmUp {
+                    model,
+                    version: self.version,
+                    kind,
+                    reason: failure.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, source: OnnxError) -> StartError {
+        StartError::Model { model: self.model.to_owned(), version: self.version, source }
+    }
+}
+
+fn groups(own: &ModelConfig) -> Vec<InstanceGroup> {
+    if own.instance_group.is_empty() {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let count = u32::try_from(cores).unwrap_or(1);
+        return vec![InstanceGroup { count, ..InstanceGroup::default() }];
+    }
+    own.instance_group.clone()
+}
+
+/// A worker that consumes.
+pub struct Worker {
+    config: Config,
+    catalogue: Arc<Catalogue>,
+    directory: Arc<Directory>,
+    intake: Arc<Intake>,
+    consumers: ConsumerGroup,
+    publisher: Publisher,
+    publishing: Lifecycle,
+    tasks: Lifecycle,
+    instances: Vec<JoinHandle<()>>,
+    announcer: Arc<Announcer>,
+    settlements: mpsc::Sender<Vec<Settlement>>,
+}
+
+/// Starts consuming: declares the topology if configured to, starts instances, settlement, status and intake.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError> {
+    let connector = Connector::new(&config.broker, &config.worker.name)?;
+    let own_user = connector.addresses()[0].user().to_owned();
+    declare(&config, &connector, &loaded.catalogue).await?;
+    let tasks = Lifecycle::new();
+    let publishing = Lifecycle::new();
+    let publisher = Publisher::spawn(connector.clone(), "replies", publisher_options(&config), &publishing);
+    let directory = Arc::new(Directory::listen(connector.clone(), &config.topology));
+    let (settlements, incoming) = mpsc::channel(SETTLEMENTS);
+    let names = config.topology.names();
+    let dispatch = Dispatch::new(&names, &config.topology.retry_delays_ms, &config.worker.name, &own_user);
+    let refused_retry = Duration::from_secs(config.replies.refused_retry_seconds);
+    tasks.spawn(Settler::new(publisher.clone(), dispatch, refused_retry).run(incoming));
+    let mut instances = Vec::new();
+    for (served, backend) in loaded.backends {
+        let max_reply_bytes = config.limits.max_body_bytes;
+        instances.push(instance::spawn(backend, served, max_reply_bytes, settlements.clone())?);
+    }
+    let (routes, subscriptions) = routes(&config, &loaded.catalogue, &names);
+    let intake = Arc::new(Intake {
+        routes,
+        catalogue: Arc::clone(&loaded.catalogue),
+        directory: Arc::clone(&directory),
+        limits: config.limits.into(),
+        gateway_users: config.worker.gateway_users.clone(),
+        own_user,
+        settlements: settlements.clone(),
+        sequence: AtomicU64::new(0),
+    });
+    let announcer = Arc::new(Announcer {
+        worker: config.worker.name.clone(),
+        started_ms: now_ms(),
+        is_ready: Arc::new(AtomicBool::new(true)),
+        catalogue: Arc::clone(&loaded.catalogue),
+        topology: config.topology.clone(),
+        publisher: publisher.clone(),
+    });
+    let consumers =
+        ConsumerGroup::spawn(connector, "requests", Topology::default(), subscriptions, Arc::clone(&intake));
+    let (telling, stopping, lanes) = (Arc::clone(&announcer), tasks.clone(), Arc::clone(&intake));
+    tasks.spawn(async move {
+        tokio::select! {
+            () = telling.run(|| lanes.routes.values().collect()) => {}
+            () = stopping.stopping() => {}
+        }
+    });
+    Ok(Worker {
+        config,
+        catalogue: loaded.catalogue,
+        directory,
+        intake,
+        consumers,
+        publisher,
+        publishing,
+        tasks,
+        instances,
+        announcer,
+        settlements,
+    })
+}
+
+async fn declare(config: &Config, connector: &Connector, catalogue: &Catalogue) -> Result<(), StartError> {
+    if !config.topology.declare {
+        return Ok(());
+    }
+    let mut topology = Topology::shared(&config.topology);
+    for model in catalogue.names() {
+        topology.extend(Topology::model(&config.topology, model));
+    }
+    // The broker may still be starting: in a compose stack both start together.
+    let patience = Duration::from_secs(60);
+    let started = Instant::now();
+    loop {
+        match apply(connector, &topology).await {
+            Err(ApplyError::Connect(error)) if started.elapsed() < patience => {
+                warn!(%error, "waiting for the broker");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn publisher_options(config: &Config) -> PublisherOptions {
+    PublisherOptions {
+        max_in_flight: config.replies.max_in_flight,
+        max_in_flight_bytes: config.replies.max_in_flight_bytes,
+        confirm_timeout: Duration::from_secs(config.replies.confirm_timeout_seconds),
+    }
+}
+
+fn routes(
+    config: &Config,
+    catalogue: &Catalogue,
+    names: &Names,
+) -> (HashMap<String, Route>, Vec<Subscription>) {
+    let mut routes = HashMap::new();
+    let mut subscriptions = Vec::new();
+    for model in catalogue.names() {
+        let prefetch = prefetch(config, catalogue, model);
+        for (number, tier) in config.topology.tiers.iter().enumerate() {
+            let queue = names.request_queue(model, &tier.name);
+            let key = Names::request_key(model, &tier.name);
+            let budget = Duration::from_millis(tier.default_budget_ms);
+            let route = Route::new(model.to_owned(), number, key, budget, config.scheduling.lane_max_bytes);
+            subscriptions.push(Subscription { queue: queue.as_str().into(), prefetch });
+            routes.insert(queue, route);
+        }
+    }
+    (routes, subscriptions)
+}
+
+/// One batch running and one forming for each instance, and what covers the time that confirms take.
+fn prefetch(config: &Config, catalogue: &Catalogue, model: &str) -> u16 {
+    let batches = catalogue.versions(model).map(|served| {
+        let instances = u32::try_from(served.instances.len()).unwrap_or(1);
+        served.rules.max_batch_size.saturating_mul(instances + 1)
+    });
+    let wanted = batches.fold(u32::from(config.scheduling.prefetch_extra), u32::saturating_add);
+    u16::try_from(wanted).unwrap_or(u16::MAX)
+}
+
+impl Worker {
+    /// Waits until requests are consumed and replies can be sent.
+    ///
+    /// # Errors
+    /// The last connect failure when that takes longer than `timeout`.
+    pub async fn ready(&self, timeout: Duration) -> Result<(), Option<ConnectError>> {
+        wait_up(&mut self.consumers.state(), timeout).await?;
+        wait_up(&mut self.publisher.state(), timeout).await
+    }
+
+    /// Whether an instance thread has ended although nobody stopped it: it panicked, and its requests with it.
+    pub fn has_dead_instance(&self) -> bool {
+        self.instances.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Stops in flow order: not ready, consumers cancelled, unstarted work given back, running batches finished,
+    /// answered and acknowledged. Returns whether everything was done within the grace period.
+    pub async fn drain(mut self) -> bool {
+        let deadline = tokio::time::Instant::now() + self.config.grace();
+        self.announcer.is_ready.store(false, Ordering::Relaxed);
+        let routes: Vec<&Route> = self.intake.routes.values().collect();
+        self.announcer.announce(&routes).await;
+        self.consumers.stop_consuming();
+        let mut unstarted = Vec::new();
+        for (served, _) in self.catalogue.all() {
+            unstarted.extend(served.pickup.close().into_iter().map(|job| (job.duty, Verdict::GiveBack)));
+        }
+        info!(unstarted = unstarted.len(), "draining: consumers cancelled, unstarted work goes back");
+        let _ = self.settlements.send(unstarted).await;
+        let threads = std::mem::take(&mut self.instances);
+        let joining = tokio::task::spawn_blocking(move || {
+            threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()
+        });
+        let instances_ended = tokio::time::timeout_at(deadline, joining).await.is_ok();
+        // What is given back after the pickups closed still passes through intake; its sender must go too.
+        self.tasks.stop();
+        drop(self.settlements);
+        let held = self.intake.held();
+        let settled = tokio::time::timeout_at(deadline, held).await.is_ok();
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        self.consumers.close(left.max(Duration::from_secs(1))).await;
+        self.publishing.stop();
+        let unpublished = self.publishing.stopped(left.max(Duration::from_secs(1))).await;
+        self.directory.close().await;
+        let is_clean = instances_ended && settled && unpublished == 0;
+        if !is_clean {
+            error!(
+                instances_ended,
+                settled, unpublished, "the grace period is over; what is left will be delivered again"
+            );
+        }
+        is_clean
+    }
+}

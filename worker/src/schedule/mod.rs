@@ -1,0 +1,13 @@
+//! From requests to batches, fairly.
+//!
+//! - [`lane`]: what waits in one tier
+//! - [`batcher`]: when a batch is worth running
+//! - [`scheduler`]: whose turn it is
+//! - [`pickup`]: where instances wait for and collect their next batch
+//! - [`batch`]: rows stacked for the model, and split again
+
+pub mod batch;
+pub mod batcher;
+pub mod lane;
+pub mod pickup;
+pub mod scheduler;

@@ -1,0 +1,97 @@
+//! Where instances wait for and collect their next batch.
+//!
+//! A free instance comes here itself: its slot is reserved before the batch forms, and the batch forms at the last
+//! moment. A mutex and a condition variable, not a channel: a batch waiting in a channel could not grow any more.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::batcher::BatchPolicy;
+use super::lane::Waiting;
+use super::scheduler::{Next, Scheduler};
+
+/// A scheduler shared between intake, which pushes, and instances, which collect.
+#[derive(Debug)]
+pub struct Pickup<W: Waiting> {
+    state: Mutex<State<W>>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State<W: Waiting> {
+    scheduler: Scheduler<W>,
+    is_closed: bool,
+}
+
+/// A batch for an instance.
+#[derive(Debug)]
+pub struct Collected<W> {
+    /// To run together; may be empty.
+    pub batch: Vec<W>,
+    /// Past their deadline: to be answered, not run.
+    pub expired: Vec<W>,
+}
+
+impl<W: Waiting> Pickup<W> {
+    /// An open pickup over empty lanes.
+    pub fn new(weights: &[u32], policy: BatchPolicy) -> Self {
+        Self {
+            state: Mutex::new(State { scheduler: Scheduler::new(weights, policy), is_closed: false }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Adds a request. Never blocks for long: the lock is held for queue operations only.
+    ///
+    /// # Errors
+    /// The request itself when the pickup is closed.
+    pub fn push(&self, tier: usize, waiting: W) -> Result<(), W> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return Err(waiting);
+        }
+        state.scheduler.push(tier, waiting);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Blocks the instance's thread until a batch is due; `None` once closed.
+    pub fn collect(&self) -> Option<Collected<W>> {
+        let mut state = self.lock();
+        loop {
+            if state.is_closed {
+                return None;
+            }
+            let now = Instant::now();
+            state = match state.scheduler.next(now) {
+                Next::Run { batch, expired } => return Some(Collected { batch, expired }),
+                Next::Idle => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Next::WaitUntil(due) => {
+                    let patience = due.saturating_duration_since(now);
+                    self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// Closes: instances get nothing more, and everything that waits comes back to be returned to the broker.
+    pub fn close(&self) -> Vec<W> {
+        let mut state = self.lock();
+        state.is_closed = true;
+        let unstarted = state.scheduler.drain();
+        drop(state);
+        self.changed.notify_all();
+        unstarted
+    }
+
+    /// Requests waiting in the lane of tier number `tier`.
+    pub fn waiting(&self, tier: usize) -> usize {
+        self.lock().scheduler.waiting(tier)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<W>> {
+        // The lock guards queue operations that leave the lanes consistent at every step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

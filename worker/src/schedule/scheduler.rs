@@ -1,0 +1,159 @@
+//! Whose turn it is: deficit round robin between the tiers of one model version.
+//!
+//! Every tier with waiting requests earns credit in proportion to its weight, once a round; serving a row costs one.
+//! The highest tier with credit goes first, and a tier that was empty gets its round's credit at once, so that its
+//! request is next after those of higher tiers that have credit too. Credit is not saved up while a tier is empty.
+//!
+//! Plain code: no clock, no channel; `now` is a parameter. Source of the algorithm: M. Shreedhar, G. Varghese,
+//! "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995.
+
+use std::time::Instant;
+
+use super::batcher::BatchPolicy;
+use super::lane::{Lane, Waiting};
+
+/// Lanes in the order of the tiers, highest first, and the credit of each.
+#[derive(Debug)]
+pub struct Scheduler<W: Waiting> {
+    lanes: Vec<Lane<W>>,
+    weights: Vec<i64>,
+    credits: Vec<i64>,
+    policy: BatchPolicy,
+}
+
+/// What an idle instance should do.
+#[derive(Debug)]
+pub enum Next<W> {
+    /// Run these together. May be empty when everything that was due had expired.
+    Run {
+        /// At most `max_batch_size` rows of one key; never expired ones.
+        batch: Vec<W>,
+        /// Requests found past their deadline; they must not run.
+        expired: Vec<W>,
+    },
+    /// Ask again at this instant, or when a request comes.
+    WaitUntil(Instant),
+    /// Ask again when a request comes.
+    Idle,
+}
+
+impl<W: Waiting> Scheduler<W> {
+    /// A scheduler over one lane per weight, highest tier first.
+    pub fn new(weights: &[u32], policy: BatchPolicy) -> Self {
+        Self {
+            lanes: weights.iter().map(|_| Lane::default()).collect(),
+            weights: weights.iter().map(|&weight| i64::from(weight.max(1))).collect(),
+            credits: vec![0; weights.len()],
+            policy,
+        }
+    }
+
+    /// Adds a request to the lane of tier number `tier`.
+    ///
+    /// # Panics
+    /// When there is no such tier.
+    pub fn push(&mut self, tier: usize, waiting: W) {
+        if self.lanes[tier].is_empty() {
+            self.credits[tier] = self.weights[tier];
+        }
+        self.lanes[tier].push(waiting);
+    }
+
+    /// The next batch, if one is due at `now`. Call it when an instance is free: batches form as late as possible.
+    pub fn next(&mut self, now: Instant) -> Next<W> {
+        let Some(first) = self.turn(|lane| !lane.is_empty()) else {
+            return Next::Idle;
+        };
+        let front = self.lanes[first].front().expect("the lane whose turn it is has a request");
+        let key = front.key().clone();
+        let arrived = front.arrived();
+        let enough = self.policy.max_batch_size;
+        let mut rows = 0u32;
+        for lane in &self.lanes {
+            rows = rows.saturating_add(lane.rows_of(&key, enough));
+        }
+        match self.policy.is_ready(rows, arrived, now) {
+            Ok(()) => self.form(&key, now),
+            Err(due) => Next::WaitUntil(due),
+        }
+    }
+
+    /// Takes requests of `key`, each from the lane whose turn it is, until the batch is full.
+    fn form(&mut self, key: &W::Key, now: Instant) -> Next<W> {
+        let mut batch = Vec::new();
+        let mut expired = Vec::new();
+        let mut rows = 0u32;
+        while let Some(tier) = self.turn(|lane| lane.front_of(key).is_some()) {
+            let front = self.lanes[tier].front_of(key).expect("just seen");
+            let is_expired = front.deadline().is_some_and(|deadline| deadline <= now);
+            if !is_expired && !self.policy.fits(rows, front.rows()) {
+                break;
+            }
+            let waiting = self.lanes[tier].pop_of(key).expect("just seen");
+            if is_expired {
+                expired.push(waiting);
+                continue;
+            }
+            rows = rows.saturating_add(waiting.rows());
+            self.credits[tier] -= i64::from(waiting.rows());
+            batch.push(waiting);
+            if rows >= self.policy.max_batch_size {
+                break;
+            }
+        }
+        Next::Run { batch, expired }
+    }
+
+    /// The highest tier with credit among the lanes that `offers` holds for.
+    ///
+    /// A new round starts only when no waiting tier has credit. Where some have, but offer nothing that fits the batch, the
+    /// batch is filled from the least indebted of those that do: it is cheaper to run now than to run half empty, and
+    /// the debt is paid back in later rounds.
+    fn turn(&mut self, offers: impl Fn(&Lane<W>) -> bool) -> Option<usize> {
+        let offering = |scheduler: &Self, tier: usize| offers(&scheduler.lanes[tier]);
+        let tiers = 0..self.lanes.len();
+        if !tiers.clone().any(|tier| offering(self, tier)) {
+            return None;
+        }
+        let has_credit = |tier: &usize| !self.lanes[*tier].is_empty() && self.credits[*tier] > 0;
+        if !tiers.clone().any(|tier| has_credit(&tier)) {
+            self.start_round();
+        }
+        let with_credit = tiers.clone().find(|&tier| offering(self, tier) && self.credits[tier] > 0);
+        with_credit.or_else(|| {
+            // Compares credit / weight without dividing; all credits here are 0 or less.
+            tiers.filter(|&tier| offering(self, tier)).max_by(|&a, &b| {
+                (self.credits[a] * self.weights[b]).cmp(&(self.credits[b] * self.weights[a])).then(b.cmp(&a))
+            })
+        })
+    }
+
+    /// Gives every waiting tier its weight, as often as it takes until one has credit again.
+    fn start_round(&mut self) {
+        let waiting: Vec<usize> =
+            (0..self.lanes.len()).filter(|&tier| !self.lanes[tier].is_empty()).collect();
+        let rounds =
+            waiting.iter().map(|&tier| -self.credits[tier] / self.weights[tier] + 1).min().unwrap_or(0);
+        for tier in waiting {
+            self.credits[tier] += rounds * self.weights[tier];
+        }
+    }
+
+    /// Requests waiting in the lane of tier number `tier`.
+    pub fn waiting(&self, tier: usize) -> usize {
+        self.lanes[tier].len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.lanes.iter().all(Lane::is_empty)
+    }
+
+    /// Takes everything that waits, to be given back.
+    pub fn drain(&mut self) -> Vec<W> {
+        self.lanes.iter_mut().flat_map(|lane| lane.drain().collect::<Vec<_>>()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

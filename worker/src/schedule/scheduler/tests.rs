@@ -1,0 +1,164 @@
+//! Properties of the scheduler over arbitrary arrivals.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Request {
+    id: u32,
+    key: u8,
+    rows: u32,
+    arrived: Instant,
+    deadline: Option<Instant>,
+    is_urgent: bool,
+}
+
+impl Waiting for Request {
+    type Key = u8;
+    fn key(&self) -> &u8 {
+        &self.key
+    }
+    fn rows(&self) -> u32 {
+        self.rows
+    }
+    fn arrived(&self) -> Instant {
+        self.arrived
+    }
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+    fn is_urgent(&self) -> bool {
+        self.is_urgent
+    }
+}
+
+fn policy(max_batch_size: u32) -> BatchPolicy {
+    BatchPolicy { max_batch_size, preferred_batch_sizes: vec![], max_queue_delay: Duration::ZERO }
+}
+
+fn request(id: u32, now: Instant) -> Request {
+    Request { id, key: 0, rows: 1, arrived: now, deadline: None, is_urgent: false }
+}
+
+proptest! {
+    /// Nothing is lost or doubled, batches keep to size and key, expired ones never run, order holds within tier and key.
+    #[test]
+    fn every_request_leaves_once(
+        arrivals in prop::collection::vec((0usize..3, 0u8..3, 1u32..4, prop::option::of(0u64..20), any::<bool>()), 1..200),
+        max_batch_size in 1u32..9,
+        serve_every in 1usize..10,
+    ) {
+        let start = Instant::now();
+        let mut scheduler = Scheduler::new(&[8, 4, 1], policy(max_batch_size));
+        let mut tier_of = HashMap::new();
+        let mut left: Vec<Request> = Vec::new();
+        let mut serve = |scheduler: &mut Scheduler<Request>, now: Instant| match scheduler.next(now) {
+            Next::Run { batch, expired } => {
+                let rows: u32 = batch.iter().map(|r| r.rows).sum();
+                assert!(rows <= max_batch_size.max(3), "{rows} rows"); // one oversized request runs alone
+                assert!(batch.len() == 1 || rows <= max_batch_size);
+                assert!(batch.windows(2).all(|pair| pair[0].key == pair[1].key));
+                assert!(batch.iter().all(|r| r.deadline.is_none_or(|d| d > now)));
+                assert!(expired.iter().all(|r| r.deadline.is_some_and(|d| d <= now)));
+                assert!(!batch.is_empty() || !expired.is_empty());
+                left.extend(batch);
+                left.extend(expired);
+                true
+            }
+            Next::WaitUntil(_) => panic!("there is no delay to wait for"),
+            Next::Idle => false,
+        };
+        for (id, (tier, key, rows, deadline, is_urgent)) in arrivals.iter().copied().enumerate() {
+            let now = start + Duration::from_millis(id as u64);
+            let deadline = deadline.map(|ms| now + Duration::from_millis(ms));
+            let id = u32::try_from(id).unwrap();
+            tier_of.insert(id, tier);
+            scheduler.push(tier, Request { id, key, rows, arrived: now, deadline, is_urgent });
+            if (id as usize).is_multiple_of(serve_every) {
+                serve(&mut scheduler, now);
+            }
+        }
+        let end = start + Duration::from_secs(1);
+        while serve(&mut scheduler, end) {}
+        prop_assert!(scheduler.is_empty());
+        let mut ids: Vec<u32> = left.iter().map(|r| r.id).collect();
+        let order = ids.clone();
+        ids.sort_unstable();
+        ids.dedup();
+        prop_assert_eq!(ids.len(), arrivals.len());
+        for (position, later) in order.iter().enumerate() {
+            for earlier in &order[..position] {
+                let (a, b) = (&left[order.iter().position(|x| x == earlier).unwrap()], &left[position]);
+                let same = tier_of[earlier] == tier_of[later] && a.key == b.key && a.is_urgent == b.is_urgent;
+                let both_run = a.deadline.is_none() && b.deadline.is_none();
+                prop_assert!(!(same && both_run && earlier > later), "{} ran before {}", earlier, later);
+            }
+        }
+    }
+
+    /// While all tiers are backlogged, each is served its weight's share within 2 %.
+    #[test]
+    fn shares_follow_weights(weights in prop::collection::vec(1u32..10, 2..5), max_batch_size in 1u32..17) {
+        let now = Instant::now();
+        let mut scheduler = Scheduler::new(&weights, policy(max_batch_size));
+        let total: u32 = weights.iter().sum();
+        let per_lane = 400 * weights.iter().max().unwrap();
+        for tier in 0..weights.len() {
+            for id in 0..per_lane {
+                scheduler.push(tier, Request { key: u8::try_from(tier).unwrap(), ..request(id, now) });
+            }
+        }
+        let mut served = vec![0u32; weights.len()];
+        while served.iter().sum::<u32>() < total * 200 {
+            let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+            served[batch[0].key as usize] += u32::try_from(batch.len()).unwrap();
+        }
+        let sum = f64::from(served.iter().sum::<u32>());
+        for (tier, &weight) in weights.iter().enumerate() {
+            let share = f64::from(served[tier]) / sum;
+            let wanted = f64::from(weight) / f64::from(total);
+            prop_assert!((share - wanted).abs() <= 0.02, "tier {tier}: {share} of {wanted}, {served:?}");
+        }
+    }
+}
+
+#[test]
+fn a_premium_request_that_finds_its_lane_empty_is_next() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[8, 4, 1], policy(4));
+    for id in 0..1000 {
+        scheduler.push(2, Request { key: 2, ..request(id, now) });
+    }
+    for _ in 0..50 {
+        scheduler.next(now);
+        scheduler.push(0, request(5000, now));
+        let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+        assert_eq!(batch[0].id, 5000);
+    }
+}
+
+#[test]
+fn tiers_share_a_batch_where_keys_agree() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[8, 4, 1], policy(4));
+    for tier in 0..3 {
+        scheduler.push(tier, request(u32::try_from(tier).unwrap(), now));
+    }
+    let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+    assert_eq!(batch.iter().map(|r| r.id).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+#[test]
+fn an_idle_instance_waits_for_company_only_so_long() {
+    let now = Instant::now();
+    let delay = Duration::from_millis(5);
+    let mut scheduler = Scheduler::new(&[1], BatchPolicy { max_queue_delay: delay, ..policy(4) });
+    scheduler.push(0, request(0, now));
+    assert!(matches!(scheduler.next(now), Next::WaitUntil(due) if due == now + delay));
+    assert!(matches!(scheduler.next(now + delay), Next::Run { batch, .. } if batch.len() == 1));
+    assert!(matches!(scheduler.next(now + delay), Next::Idle));
+}

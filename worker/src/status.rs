@@ -1,0 +1,84 @@
+//! Tells the fleet's directory once a second what this worker serves and holds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use millrace_common::amqp::message::now_ms;
+use millrace_common::amqp::properties::Properties;
+use millrace_common::amqp::publisher::{Message, Publisher};
+use millrace_common::config::sections::Topology;
+use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, LaneStatus, WorkerStatus};
+use tracing::warn;
+
+use crate::catalogue::Catalogue;
+use crate::inbound::intake::Route;
+
+/// Announces one worker.
+pub struct Announcer {
+    /// The worker's name.
+    pub worker: String,
+    /// When it started, milliseconds since the epoch.
+    pub started_ms: u64,
+    /// Whether it takes requests.
+    pub is_ready: Arc<AtomicBool>,
+    /// What it serves.
+    pub catalogue: Arc<Catalogue>,
+    /// Names and tiers.
+    pub topology: Topology,
+    /// Where announcements go.
+    pub publisher: Publisher,
+}
+
+impl Announcer {
+    /// Announces every second, for ever.
+    pub async fn run<'a>(&self, routes: impl Fn() -> Vec<&'a Route>) {
+        let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            self.announce(&routes()).await;
+        }
+    }
+
+    /// Announces once. Failures are not worth more than a retry in a second.
+    pub async fn announce(&self, routes: &[&Route]) {
+        let body = match serde_json::to_vec(&self.status(routes)) {
+            Ok(body) => body,
+            Err(error) => return warn!(%error, "cannot write the status"),
+        };
+        let message = Message {
+            exchange: self.topology.names().status_exchange().into(),
+            routing_key: self.worker.clone(),
+            properties: Properties::new().with_content_type("application/json"),
+            body: body.into(),
+            mandatory: false,
+        };
+        // Enqueued, not awaited: the confirm of an announcement changes nothing.
+        drop(self.publisher.enqueue(message).await);
+    }
+
+    fn status(&self, routes: &[&Route]) -> WorkerStatus {
+        WorkerStatus {
+            format: FORMAT,
+            worker: self.worker.clone(),
+            started_ms: self.started_ms,
+            now_ms: now_ms(),
+            is_ready: self.is_ready.load(Ordering::Relaxed),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            models: self.catalogue.all().map(|(served, is_default)| served.status(is_default)).collect(),
+            lanes: routes.iter().map(|route| self.lane(route)).collect(),
+        }
+    }
+
+    fn lane(&self, route: &Route) -> LaneStatus {
+        let free = u64::try_from(route.budget.available_permits()).unwrap_or(0);
+        let versions = || self.catalogue.versions(&route.model);
+        LaneStatus {
+            model: route.model.clone(),
+            tier: self.topology.tiers[route.tier].name.to_string(),
+            requests: versions().map(|served| served.pickup.waiting(route.tier) as u64).sum(),
+            bytes: u64::from(route.budget_units).saturating_sub(free) * 1024,
+            served_rows: versions().map(|served| served.stats.rows_of(route.tier)).sum(),
+        }
+    }
+}
