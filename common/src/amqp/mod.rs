@@ -2,6 +2,7 @@
 //!
 //! - [`address`]: broker addresses that never print their password
 //! - [`connection`]: connecting, and supervising a connection over its generations
+//! - [`greeting`], [`inspect`]: what a broker says of itself, and what exists on it
 //! - [`topology`]: exchanges, queues, bindings and policies as data
 //! - [`properties`]: message properties and headers, read without trust
 //! - [`message`]: what a request's and a reply's properties mean
@@ -11,6 +12,8 @@
 pub mod address;
 pub mod connection;
 pub mod consumer;
+pub mod greeting;
+pub mod inspect;
 pub mod message;
 pub mod properties;
 pub mod publisher;

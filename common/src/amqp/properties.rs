@@ -54,13 +54,13 @@ impl Properties {
         Self { basic: BasicProperties::default().with_delivery_mode(2), headers: FieldTable::default() }
     }
 
-    pub(super) fn from_lapin(mut basic: BasicProperties) -> Self {
-        let headers = std::mem::take(&mut basic).headers().clone().unwrap_or_default();
+    pub(super) fn from_lapin(basic: BasicProperties) -> Self {
+        let headers = basic.headers().clone().unwrap_or_default();
         Self { basic, headers }
     }
 
     pub(super) fn into_lapin(self) -> BasicProperties {
-        if self.headers.inner().is_empty() { self.basic } else { self.basic.with_headers(self.headers) }
+        self.basic.with_headers(self.headers)
     }
 
     text_properties! {
@@ -242,6 +242,15 @@ mod tests {
             );
         }
         assert_eq!(Properties::new().count("x-attempt"), Ok(None));
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let written =
+            Properties::persistent().with_message_id("m").with_reply_to("r").with_count("x-attempt", 3);
+        let read = Properties::from_lapin(written.into_lapin());
+        assert_eq!((read.message_id(), read.reply_to()), (Some("m"), Some("r")));
+        assert_eq!(read.count("x-attempt"), Ok(Some(3)));
     }
 
     #[test]

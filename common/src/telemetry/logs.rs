@@ -1,5 +1,7 @@
 //! Logs to standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::sections::{LogFormat, Logs};
@@ -7,12 +9,14 @@ use crate::config::sections::{LogFormat, Logs};
 /// Starts logging. `RUST_LOG` overrides the configured filter. A second call does nothing.
 pub fn init(logs: &Logs) {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| logs.filter.clone());
-    // The AMQP library logs whole returned messages at WARN and reports its errors to us as well.
-    let filter = EnvFilter::builder()
-        .parse_lossy(&filter)
-        .add_directive("lapin=off".parse().expect("a valid directive"));
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // The AMQP library logs whole returned messages, and reports its errors to us as well; ONNX Runtime narrates every
+    // graph transformation at INFO. What the filter says of them itself comes later and wins.
+    let filter = EnvFilter::builder().parse_lossy(format!("lapin=off,ort=warn,{filter}"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false);
     let _ = match logs.format {
         LogFormat::Text => subscriber.compact().try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),

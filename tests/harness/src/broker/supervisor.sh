@@ -1,0 +1,57 @@
+# Owns one RabbitMQ node and its epmd, so that neither outlives whoever wanted them.
+#
+# Usage: supervisor.sh DIRECTORY SERVER [PREFIX...]    PREFIX runs a command inside another root directory
+# Commands come on standard input; its end says that the owner is gone, however it died:
+#   start    starts the node; DIRECTORY/node.pid appears
+#   detach   the owner leaves on purpose: stay until SIGTERM or the node's end, and leave DIRECTORY behind
+set -u
+dir=$1
+server=$2
+shift 2
+
+node=''
+epmd=''
+keep=''
+
+finish() {
+    trap '' HUP INT TERM
+    # The pid as well as the group: a node that was only just forked has no group of its own yet.
+    [ -z "$node" ] || kill -KILL "$node" "-$node"
+    [ -z "$epmd" ] || kill -KILL "$epmd"
+    wait
+    [ -n "$keep" ] || rm -rf "$dir"
+    exit 0
+} 2>/dev/null
+trap finish HUP INT TERM
+
+# In the foreground, so that its pid is known: a node that finds none starts one that outlives it.
+setsid "$@" epmd </dev/null &
+epmd=$!
+tries=250
+until "$@" epmd -names >/dev/null 2>&1; do
+    tries=$((tries - 1))
+    if [ "$tries" -eq 0 ] || ! kill -0 "$epmd" 2>/dev/null; then
+        echo "epmd does not answer on port $ERL_EPMD_PORT"
+        finish
+    fi
+    sleep 0.02
+done
+
+while read -r command; do
+    case $command in
+    start)
+        [ -z "$node" ] || wait "$node"
+        setsid "$@" "$server" </dev/null >>"$dir/node.log" 2>&1 &
+        node=$!
+        echo "$node" >"$dir/node.pid.new"
+        mv "$dir/node.pid.new" "$dir/node.pid"
+        ;;
+    detach)
+        keep=yes
+        # While the node lives; the signals' trap ends the wait.
+        wait "$node"
+        finish
+        ;;
+    esac
+done
+finish

@@ -1,0 +1,4 @@
+//! What the integration tests share: a stack of its own for each test, on a broker that all tests share.
+
+pub mod foreign;
+pub mod stack;

@@ -1,0 +1,146 @@
+//! One test's stack: its own name prefix on the broker, its own model repository, its own workers.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use millrace_harness::broker;
+use millrace_harness::models;
+use millrace_harness::onnx::ModelProto;
+use millrace_harness::process::WorkerProcess;
+use millrace_harness::setup;
+use millrace_producer::{Client, Config};
+use tempfile::TempDir;
+
+/// How long a worker may take to be ready on a busy two-core machine.
+pub const READY: Duration = Duration::from_secs(60);
+
+/// A prefix, a repository and how to reach the broker.
+pub struct Stack {
+    prefix: String,
+    repository: TempDir,
+    amqp_url: String,
+    settings: Vec<(String, String)>,
+}
+
+impl Stack {
+    /// An empty stack on the broker that this run's tests share.
+    pub fn new() -> Self {
+        Self::on(&broker::shared().amqp_url)
+    }
+
+    /// An empty stack on a broker of the test's own.
+    pub fn on(amqp_url: &str) -> Self {
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        Self {
+            prefix: format!("t{}", &random[..12]),
+            repository: tempfile::tempdir().expect("a temporary folder"),
+            amqp_url: amqp_url.to_owned(),
+            settings: Vec::new(),
+        }
+    }
+
+    /// Sets a configuration key of every worker and client, for example `TOPOLOGY__QUEUE_TYPE`.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.push((format!("MILLRACE__{key}"), value.to_owned()));
+        self
+    }
+
+    /// Adds version 1 of a model.
+    pub fn model(self, name: &str, model: &ModelProto) -> Self {
+        self.version(name, 1, model)
+    }
+
+    /// Adds a version of a model.
+    pub fn version(self, name: &str, version: u64, model: &ModelProto) -> Self {
+        models::write(self.repository.path(), name, version, model).expect("the repository is writable");
+        self
+    }
+
+    /// Adds a model's `config.toml`.
+    pub fn config(self, name: &str, toml: &str) -> Self {
+        models::write_config(self.repository.path(), name, toml).expect("the repository is writable");
+        self
+    }
+
+    /// The name prefix on the broker.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The broker's address.
+    pub fn amqp_url(&self) -> &str {
+        &self.amqp_url
+    }
+
+    /// The model repository.
+    pub fn repository(&self) -> &Path {
+        self.repository.path()
+    }
+
+    /// Environment of a worker or command that joins this stack.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let library = setup::onnxruntime().expect("ONNX Runtime can be had");
+        let mut environment = vec![
+            ("MILLRACE_AMQP_URL".to_owned(), self.amqp_url.clone()),
+            ("MILLRACE__TOPOLOGY__PREFIX".to_owned(), self.prefix.clone()),
+            ("MILLRACE__MODELS__REPOSITORY".to_owned(), self.repository.path().display().to_string()),
+            (setup::LIBRARY_VARIABLE.to_owned(), library.display().to_string()),
+        ];
+        environment.extend(self.settings.iter().cloned());
+        environment
+    }
+
+    /// Starts a worker and waits until it consumes.
+    pub fn worker(&self) -> WorkerProcess {
+        self.worker_with(&[])
+    }
+
+    /// Starts a worker with more configuration of its own.
+    pub fn worker_with(&self, more: &[(&str, &str)]) -> WorkerProcess {
+        let mut worker = self.starting_worker(more);
+        worker.wait_for_line("ready worker=", READY).expect("the worker gets ready");
+        worker
+    }
+
+    /// Starts a worker without waiting.
+    pub fn starting_worker(&self, more: &[(&str, &str)]) -> WorkerProcess {
+        let own = self.environment();
+        let mut environment: Vec<(&str, &str)> = own.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        environment.extend_from_slice(more);
+        WorkerProcess::spawn(&[], &environment).expect("the worker binary is built")
+    }
+
+    /// The configuration of clients of this stack.
+    pub fn client_config(&self) -> Config {
+        let mut config = Config::load(None).expect("the defaults are valid");
+        config.broker.addresses = vec![self.amqp_url.parse().expect("a valid address")];
+        config.topology.prefix.clone_from(&self.prefix);
+        if let Some((_, kind)) = self.settings.iter().find(|(key, _)| key.ends_with("__QUEUE_TYPE")) {
+            config.topology.queue_type = kind.clone().try_into().expect("a queue type");
+        }
+        config
+    }
+
+    /// Connects a client.
+    pub async fn client(&self) -> Client {
+        Client::connect(self.client_config()).await.expect("the broker takes the client")
+    }
+}
+
+impl Default for Stack {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When that takes longer than `timeout`.
+pub async fn eventually(what: &str, timeout: Duration, mut condition: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < timeout, "not within {timeout:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
