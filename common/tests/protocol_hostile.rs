@@ -2,24 +2,32 @@
 //!
 //! The counterpart, what is encoded is decoded, is in `protocol_properties.rs`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+#[path = "hostile/amplifiers.rs"]
+mod amplifiers;
 mod arbitrary;
 #[path = "hostile/document.rs"]
 mod document;
 #[path = "hostile/meter.rs"]
 mod meter;
+#[path = "hostile/mutation.rs"]
+mod mutation;
 
+use amplifiers::amplifiers;
 use arbitrary::{Elements, request, response};
 use bytes::Bytes;
 use document::{Document, document};
 use meter::peak_of;
 use millrace_common::protocol::codec::{
     Body, DecodeError, Encoding, Limits, MAX_ID_BYTES, MAX_NAME_BYTES, MAX_PARAMETERS, MAX_RANK, MAX_TENSORS,
-    decode_request, decode_response, encode_request, encode_response,
+    ResponseHead, decode_request, decode_response, encode_request, encode_response,
 };
-use millrace_common::protocol::tensor::{Tensor, element_count};
+use millrace_common::protocol::request::InferRequest;
+use millrace_common::protocol::tensor::{Datatype, Tensor, element_count};
+use mutation::mutation;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
 
 /// Most bytes alive at once during a decode, for each byte of input.
 ///
@@ -144,11 +152,7 @@ fn samples() -> [Body; 4] {
         {"name":"b","shape":[],"datatype":"BOOL","data":true}],
         "outputs":[{"name":"y","parameters":{"binary_data":true}},{"name":"z"}]}"#;
     let request = decode_request(&Bytes::from_static(json), None, &Limits::default()).unwrap();
-    let head = millrace_common::protocol::codec::ResponseHead {
-        model_name: "m\"1",
-        model_version: Some("3"),
-        id: request.id.as_deref(),
-    };
+    let head = ResponseHead { model_name: "m\"1", model_version: Some("3"), id: request.id.as_deref() };
     let views = |second| {
         [Encoding::Json, second, Encoding::Json]
             .into_iter()
@@ -199,15 +203,14 @@ fn every_single_byte_change_is_withstood() {
 fn nesting_neither_overflows_the_stack_nor_is_kept() {
     for (open, close, depth) in [
         ("[", "]", 100_000),
-        (r#"{"a":"#, "}", 100_000),
+        (r#"{"a":"#, "", 100_000),
+        (r#"{"a":"#, "}", 10_000),
         (r#"[{"inputs":"#, "}]", 10_000),
-        (r#"{"inputs":["#, "]}", 10_000),
+        (r#"{"inputs":["#, "", 10_000),
     ] {
-        for closed in [0, depth] {
-            let nest = format!("{}1{}", open.repeat(depth), close.repeat(closed));
-            for document in everywhere(&nest) {
-                withstand(document.as_bytes(), None);
-            }
+        let nest = format!("{}1{}", open.repeat(depth), close.repeat(depth));
+        for document in everywhere(&nest) {
+            withstand(document.as_bytes(), None);
         }
     }
 }
@@ -303,28 +306,17 @@ fn a_declared_size_reserves_nothing() {
 
 #[test]
 fn the_dearest_requests_stay_within_the_bound() {
-    for (what, body, header_length) in amplifiers() {
-        let bytes = Bytes::from(body);
-        let (decoded, peak) = peak_of(|| decode_request(&bytes, header_length, &Limits::default()));
+    for (what, body) in amplifiers() {
+        let decoded = decode_request(&Bytes::copy_from_slice(body.as_bytes()), None, &Limits::default());
         assert!(decoded.is_ok(), "{what}: {decoded:?}");
-        println!("{what}: {} bytes, peak {peak}, {:.2} each", bytes.len(), peak as f64 / bytes.len() as f64);
-        drop(decoded);
-        withstand(&bytes, header_length);
+        withstand(body.as_bytes(), None);
     }
 }
 
 #[test]
 fn raw_tensors_are_not_copied() {
-    let tensor = Tensor::new(
-        "x",
-        millrace_common::protocol::tensor::Datatype::Fp32,
-        vec![1 << 18],
-        vec![0; 1 << 20].into(),
-    );
-    let request = millrace_common::protocol::request::InferRequest {
-        inputs: vec![tensor.unwrap()],
-        ..Default::default()
-    };
+    let tensor = Tensor::new("x", Datatype::Fp32, vec![1 << 18], vec![0; 1 << 20].into());
+    let request = InferRequest { inputs: vec![tensor.unwrap()], ..Default::default() };
     let body = encode_request(&request, Encoding::Binary).unwrap();
     let (decoded, peak) = peak_of(|| decode_request(&body.bytes, body.header_length, &Limits::default()));
     assert_eq!(decoded.unwrap(), request);

@@ -2,6 +2,8 @@
 //!
 //! The counterpart, bodies that nobody's encoder wrote, is in `protocol_hostile.rs`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod arbitrary;
 
 use arbitrary::{Elements, name, request, response, shape_and_bits, tensor, tensor_of};
@@ -20,7 +22,7 @@ use serde_json::Value;
 const ENCODINGS: [Encoding; 2] = [Encoding::Json, Encoding::Binary];
 
 fn config() -> ProptestConfig {
-    ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig { cases: 640, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 fn decode(body: &Body) -> Result<InferRequest, DecodeError> {

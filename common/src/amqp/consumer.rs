@@ -189,7 +189,9 @@ impl<A: Accept> AsyncSession for Session<A> {
         // it comes back with all the others on a fresh connection instead of staying silently absent.
         let ended = CancellationToken::new();
         let (accept, stop, ended) = (&*self.accept, &self.stop_consuming, &ended);
-        let forwarding = consumers.into_iter().map(|consumer| async move {
+        // Borrowed, not consumed: a channel closes when it is dropped, and with it go the deliveries whose tickets are
+        // still out.
+        let forwarding = consumers.iter_mut().map(|consumer| async move {
             consumer.forward(accept, stop, ended).await;
             if !stop.is_cancelled() {
                 ended.cancel();
@@ -232,7 +234,7 @@ struct Forwarder {
 }
 
 impl Forwarder {
-    async fn forward<A: Accept>(mut self, accept: &A, stop: &CancellationToken, ended: &CancellationToken) {
+    async fn forward<A: Accept>(&mut self, accept: &A, stop: &CancellationToken, ended: &CancellationToken) {
         loop {
             let next = tokio::select! {
                 biased;
@@ -263,7 +265,7 @@ impl Forwarder {
     }
 
     /// Cancels the consumer, then returns what was delivered but not accepted.
-    async fn give_back(mut self) {
+    async fn give_back(&mut self) {
         let tag = self.stream.tag();
         if let Err(error) = self.channel.basic_cancel(tag, BasicCancelOptions::default()).await {
             debug!(queue = %self.queue, %error, "cannot cancel the consumer");

@@ -125,16 +125,17 @@ pub enum MetaError {
 }
 
 impl RequestMeta {
+    /// The request's identity, also where the rest of its properties cannot be read: `message_id`, else `correlation_id`.
+    pub fn identity(properties: &Properties) -> Option<&str> {
+        properties.message_id().or_else(|| properties.correlation_id()).filter(|id| !id.is_empty())
+    }
+
     /// Reads a request's properties. `reply_to` is read apart, by [`ReplyKey::parse`]: its failure has another consequence.
     ///
     /// # Errors
     /// [`MetaError`].
     pub fn read(properties: &Properties) -> Result<Self, MetaError> {
-        let request_id = properties
-            .message_id()
-            .or_else(|| properties.correlation_id())
-            .filter(|id| !id.is_empty())
-            .ok_or(MetaError::NoIdentity)?;
+        let request_id = Self::identity(properties).ok_or(MetaError::NoIdentity)?;
         let count = |name| properties.count(name);
         let version = match properties.count(header::MODEL_VERSION)? {
             Some(0) => {

@@ -226,8 +226,11 @@ impl Topology {
         }
         let mut inbox = durable(QueueKind::Quorum);
         inbox.extend(arguments([("x-overflow", text("reject-publish"))]));
-        topology.fanout_queue(names.dead_inbox(), inbox.clone());
-        topology.fanout_queue(names.dead(), inbox);
+        topology.fanout_queue(names.dead_inbox(), inbox);
+        // Evidence, not duties: when full it drops its oldest, so that it never stops settlement.
+        let mut evidence = durable(QueueKind::Quorum);
+        evidence.extend(arguments([("x-overflow", text("drop-head"))]));
+        topology.fanout_queue(names.dead(), evidence);
         topology.policies = policies(settings);
         topology
     }
@@ -465,7 +468,8 @@ mod tests {
             for queue in &topology.queues {
                 let argument = |name: &str| queue.arguments.get(name);
                 assert_eq!(argument("x-queue-type"), Some(&text(&queue.kind.to_string())), "{}", queue.name);
-                assert_eq!(argument("x-overflow"), Some(&text("reject-publish")), "{}", queue.name);
+                let overflow = if queue.name == "millrace.dead" { "drop-head" } else { "reject-publish" };
+                assert_eq!(argument("x-overflow"), Some(&text(overflow)), "{}", queue.name);
                 assert!(argument("x-queue-mode").is_none() && argument("x-queue-version").is_none());
                 assert!(argument("x-max-priority").is_none() || queue.kind == QueueKind::Classic);
             }

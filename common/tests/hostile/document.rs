@@ -83,6 +83,21 @@ const STRINGS: &[&str] = &[
     "\"\\",
 ];
 
+const NAMES: &[&str] =
+    &[r#""""#, r#""x""#, r#""\u0000\ud83d\ude00""#, r#""é😀""#, "\"\u{7f}\u{85}\u{2028}\""];
+
+/// Datatypes with a shape and data that fit them; the last number is the length of the data as raw bytes.
+const FITTING: &[(&str, &str, &str, usize)] = &[
+    ("BOOL", "[2]", "[true,false]", 2),
+    ("UINT8", "[]", "255", 1),
+    ("INT16", "[2,2]", "[[1,2],[3,4]]", 8),
+    ("INT64", "[1]", "[-9223372036854775808]", 8),
+    ("FP16", "[2,1]", "[1,\"NaN\"]", 4),
+    ("FP32", "[1,1,1]", "[[[1e-50]]]", 4),
+    ("FP64", "[0,3]", "[]", 0),
+    ("BYTES", "[2]", r#"["a","\u0062"]"#, 8),
+];
+
 const DATATYPES: &[&str] = &[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32",
     "FP64", "BYTES",
@@ -172,7 +187,7 @@ fn object(members: Vec<(String, String)>) -> String {
 
 /// A value that is usually right.
 fn or_junk(right: impl Strategy<Value = String> + 'static) -> BoxedStrategy<String> {
-    prop_oneof![14 => right, 1 => junk()].boxed()
+    prop_oneof![40 => right, 1 => junk()].boxed()
 }
 
 fn one_of(texts: &'static [&'static str]) -> impl Strategy<Value = String> + use<> {
@@ -184,11 +199,11 @@ fn members(known: Vec<(&'static str, BoxedStrategy<String>)>) -> BoxedStrategy<S
     let count = known.len();
     let (keys, values): (Vec<_>, Vec<_>) = known.into_iter().unzip();
     let order = prop_oneof![
-        3 => Just((0..count).collect::<Vec<_>>()),
-        1 => Just((0..count).collect::<Vec<_>>()).prop_shuffle(),
+        16 => Just((0..count).collect::<Vec<_>>()),
+        4 => Just((0..count).collect::<Vec<_>>()).prop_shuffle(),
         1 => vec(0..count, 0..count + 2),
     ];
-    let unknown = prop_oneof![8 => Just(None), 1 => (select(STRINGS), junk()).prop_map(Some)];
+    let unknown = prop_oneof![16 => Just(None), 1 => (select(STRINGS), junk()).prop_map(Some)];
     (values, order, unknown)
         .prop_map(move |(values, order, unknown)| {
             let known = order.into_iter().map(|i| (format!("\"{}\"", keys[i]), values[i].clone()));
@@ -202,28 +217,28 @@ fn parameters() -> BoxedStrategy<String> {
     let many = (0..80usize, any::<bool>()).prop_map(|(count, repeat)| {
         object((0..count).map(|i| (format!("\"p{}\"", if repeat { 0 } else { i }), "1".into())).collect())
     });
-    or_junk(prop_oneof![3 => few, 1 => many])
+    or_junk(prop_oneof![12 => few, 1 => many])
 }
 
 fn tensor() -> BoxedStrategy<String> {
-    let name = prop_oneof![8 => one_of(STRINGS), 1 => (250..260usize).prop_map(|n| format!("\"{}\"", "n".repeat(n)))];
-    let datatype = select(DATATYPES).prop_map(|name| format!("\"{name}\""));
-    let size = members(vec![
-        ("binary_data_size", or_junk(one_of(SIZES))),
-        ("binary_data", or_junk(one_of(&["true"]))),
-    ]);
-    let data = ("data", or_junk(one_of(DATA)));
-    let size = ("parameters", or_junk(size));
-    let head = move || {
-        vec![
-            ("name", or_junk(name.clone())),
-            ("shape", or_junk(one_of(SHAPES))),
-            ("datatype", or_junk(datatype.clone())),
-        ]
+    let name = || prop_oneof![20 => one_of(NAMES), 1 => (250..260usize).prop_map(|n| format!("\"{}\"", "n".repeat(n)))];
+    let members_of = move |datatype: BoxedStrategy<String>, shape, data, size: BoxedStrategy<String>| {
+        let size =
+            members(vec![("binary_data_size", or_junk(size)), ("binary_data", or_junk(one_of(&["true"])))]);
+        let head =
+            vec![("name", or_junk(name())), ("shape", or_junk(shape)), ("datatype", or_junk(datatype))];
+        let with = |last: Vec<_>| members([head.clone(), last].concat());
+        let (data, size) = (("data", or_junk(data)), ("parameters", or_junk(size)));
+        prop_oneof![6 => with(vec![data.clone()]), 3 => with(vec![size.clone()]), 1 => with(vec![data, size])]
     };
-    let with = |last: Vec<(&'static str, BoxedStrategy<String>)>| members([head(), last].concat());
-    prop_oneof![4 => with(vec![data.clone()]), 3 => with(vec![size.clone()]), 1 => with(vec![data, size])]
-        .boxed()
+    let quoted = |name: &str| format!("\"{name}\"");
+    let fitting = select(FITTING).prop_flat_map(move |(datatype, shape, data, size)| {
+        let just = |text: &str| Just(text.to_owned()).boxed();
+        members_of(just(&quoted(datatype)), just(shape), just(data), just(&size.to_string()))
+    });
+    let datatype = select(DATATYPES).prop_map(quoted).boxed();
+    let any = members_of(datatype, one_of(SHAPES).boxed(), one_of(DATA).boxed(), one_of(SIZES).boxed());
+    prop_oneof![4 => fitting, 1 => any].boxed()
 }
 
 fn array(item: BoxedStrategy<String>) -> BoxedStrategy<String> {
@@ -234,7 +249,7 @@ fn array(item: BoxedStrategy<String>) -> BoxedStrategy<String> {
 
 /// A request, a response, something of both, or neither.
 fn json() -> BoxedStrategy<String> {
-    let text = || or_junk(one_of(STRINGS));
+    let text = || or_junk(one_of(NAMES));
     let output = members(vec![("name", text()), ("parameters", parameters())]);
     let request = members(vec![
         ("id", text()),
@@ -257,15 +272,15 @@ pub(crate) fn document() -> impl Strategy<Value = Document> {
         6 => Just(None),
         1 => any::<Index>().prop_map(Some),
     ];
-    (json(), vec(any::<u8>(), 0..24), any::<bool>(), lie, any::<bool>()).prop_map(
-        |(json, tail, has_tail, lie, is_far)| {
-            let told = json.len();
-            let mut body = json.into_bytes();
-            if has_tail {
-                body.extend(tail);
-            }
-            let lie = lie.map(|at| if is_far { usize::MAX - at.index(4) } else { at.index(body.len() + 2) });
-            Document { header_length: lie.or(has_tail.then_some(told)), body }
-        },
-    )
+    let tail = prop_oneof![select(&[1, 2, 4, 8, 16][..]), 0..24usize].prop_map(|length| vec![1; length]);
+    let tail = prop_oneof![3 => tail, 1 => vec(any::<u8>(), 0..24)];
+    (json(), tail, any::<bool>(), lie, any::<bool>()).prop_map(|(json, tail, has_tail, lie, is_far)| {
+        let told = json.len();
+        let mut body = json.into_bytes();
+        if has_tail {
+            body.extend(tail);
+        }
+        let lie = lie.map(|at| if is_far { usize::MAX - at.index(4) } else { at.index(body.len() + 2) });
+        Document { header_length: lie.or(has_tail.then_some(told)), body }
+    })
 }

@@ -50,4 +50,3 @@ pub(crate) fn mutation() -> impl Strategy<Value = Mutation> {
         at().prop_map(Mutation::Truncate),
     ]
 }
-
