@@ -8,6 +8,7 @@ mod conformance;
 mod debootstrap;
 mod index;
 mod onnxruntime;
+mod pika;
 mod rabbitmq;
 mod wheel;
 
@@ -19,6 +20,7 @@ use std::process::{Command, Stdio};
 use crate::process;
 pub use conformance::onnx_node_tests;
 pub use debootstrap::debian_rootfs;
+pub use pika::pika;
 pub use onnxruntime::{LIBRARY_VARIABLE, ONNXRUNTIME_VERSION, onnxruntime};
 pub use rabbitmq::{RabbitMq, rabbitmq};
 

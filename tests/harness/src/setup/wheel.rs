@@ -101,7 +101,7 @@ impl Wheel {
         let mut parts = self.file.trim_end_matches(".whl").rsplit('-');
         let platforms = parts.next().unwrap_or_default();
         let abi = parts.next().unwrap_or_default();
-        let python = parts.next().unwrap_or_default().trim_start_matches("cp");
+        let python = parts.next().unwrap_or_default().trim_start_matches(['c', 'p', 'y']);
         let mut tags = vec![format!("--python-version={python}"), format!("--abi={abi}")];
         tags.extend(platforms.split('.').map(|tag| format!("--platform={tag}")));
         tags

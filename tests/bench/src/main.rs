@@ -1,0 +1,79 @@
+//! Benchmarks of a real fleet: broker, one worker and one client on the same cores, each figure beside its limit.
+//!
+//! Started by `cargo xtask bench`, which builds it and the worker in release mode.
+
+mod cpu;
+mod echo;
+mod fleet;
+mod raw_loop;
+mod report;
+mod scenario;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use millrace_harness::broker::{Broker, BrokerOptions};
+use millrace_harness::setup;
+
+use scenario::{Scenario, selected};
+
+/// Measures throughput with single-row requests against the raw AMQP echo and the raw ONNX Runtime loop.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Alternated runs; the median counts, the spread is shown
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Only scenarios whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Write the table into docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Internal: the echo's other end, as the worker is a process of its own too
+    #[command(hide = true)]
+    EchoServer {
+        /// Broker address
+        url: String,
+        /// Queue consumed
+        queue: String,
+    },
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(Command::EchoServer { url, queue }) = &arguments.command {
+        return runtime.block_on(echo::serve(url, queue));
+    }
+    let library = setup::onnxruntime()?;
+    let broker = Broker::start(BrokerOptions::default())?;
+    let duration = Duration::from_secs(arguments.seconds);
+    let scenarios: Vec<Scenario> = selected(&arguments.only);
+    let mut report = report::Report::new(&broker, &arguments.only, arguments.seconds, arguments.runs);
+    let raw = raw_loop::RawLoop::load(&library)?;
+    for run in 0..arguments.runs {
+        for scenario in &scenarios {
+            eprintln!("run {} of {}: {}", run + 1, arguments.runs, scenario.name());
+            let bytes = scenario.message_bytes()?;
+            let echo = runtime.block_on(echo::measure(&broker, scenario.queue_type, bytes, duration))?;
+            let raw_rows = raw.best(scenario, duration.min(Duration::from_secs(3)))?;
+            let fleet = runtime.block_on(fleet::measure(&broker, &library, scenario, duration))?;
+            report.add(scenario, echo, raw_rows, fleet);
+        }
+    }
+    report.print();
+    if arguments.write {
+        report.write()?;
+    }
+    Ok(())
+}
