@@ -30,7 +30,7 @@ impl Accept for Listener {
     async fn accept(&self, delivery: Delivery) {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner).hear(&delivery.body, Instant::now());
         // A stale ticket means that the announcement comes again or expires; both are fine.
-        let _ = delivery.ticket.ack().await;
+        let _ = delivery.ticket.ack();
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use millrace_common::config::load::{self, ConfigError, Invalid, Validate};
 use millrace_common::config::sections::{Broker, Limits, Logs, Topology, within};
 use millrace_common::tier::Tier;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// The commented defaults.
@@ -27,6 +28,17 @@ pub struct Config {
     pub logs: Logs,
     /// How requests are made.
     pub requests: Requests,
+    // The worker's own sections, which mean nothing here: one file and one environment can serve both.
+    #[serde(default, skip_serializing, rename = "worker")]
+    _worker: IgnoredAny,
+    #[serde(default, skip_serializing, rename = "models")]
+    _models: IgnoredAny,
+    #[serde(default, skip_serializing, rename = "onnxruntime")]
+    _onnxruntime: IgnoredAny,
+    #[serde(default, skip_serializing, rename = "scheduling")]
+    _scheduling: IgnoredAny,
+    #[serde(default, skip_serializing, rename = "replies")]
+    _replies: IgnoredAny,
 }
 
 /// `[requests]`.
@@ -88,5 +100,16 @@ mod tests {
         let config = Config::load(None).unwrap();
         let json = |topology: &Topology| serde_json::to_value(topology).unwrap();
         assert_eq!(json(&config.topology), json(&Topology::default()));
+    }
+
+    #[test]
+    fn the_workers_file_serves_clients_too_but_typing_errors_do_not() {
+        let worker = concat!(env!("CARGO_MANIFEST_DIR"), "/../compose/config/worker.toml");
+        Config::load(Some(Path::new(worker))).unwrap();
+        let file = std::env::temp_dir().join(format!("millrace-{}.toml", std::process::id()));
+        std::fs::write(&file, "[request]\ntier = \"free\"").unwrap();
+        let error = Config::load(Some(&file)).unwrap_err().to_string();
+        std::fs::remove_file(&file).unwrap();
+        assert!(error.contains("request"), "{error}");
     }
 }

@@ -43,7 +43,7 @@ pub struct Receipt(Ticket);
 impl Receipt {
     /// The reply is safe; the broker may forget it.
     pub fn acknowledge(self) {
-        if let Err(error) = self.0.ack_soon() {
+        if let Err(error) = self.0.ack() {
             debug!(%error, "the reply will come again and be dropped as a duplicate");
         }
     }

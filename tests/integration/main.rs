@@ -1,4 +1,15 @@
 //! Integration tests: real RabbitMQ nodes, real worker processes, real models.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod batching;
+mod broker_restart;
+mod calling;
+mod deadlines;
+mod full_queue;
+mod hostile;
+mod malformed;
+mod readme;
 mod round_trip;
+mod telemetry;
+mod versions;
+mod worker_death;

@@ -1,7 +1,7 @@
 //! Every datatype there and back, in JSON and in binary.
 
 use millrace_harness::models;
-use millrace_producer::{Client, Datatype, Request, Tensor};
+use millrace_producer::{Client, Datatype, Error, Request, Tensor};
 use millrace_tests::stack::Stack;
 
 /// A tensor of shape [2, 3] with distinct elements.
@@ -43,5 +43,15 @@ async fn every_datatype_survives_in_json_and_binary() {
         round_trip(&client, datatype, Request::new(datatype.as_str())).await;
         round_trip(&client, datatype, Request::new(datatype.as_str()).json()).await;
     }
+    bytes_that_are_no_text(&client).await;
     client.close().await;
+}
+
+async fn bytes_that_are_no_text(client: &Client) {
+    let data = vec![2, 0, 0, 0, 0xff, 0xfe, 0, 0, 0, 0, 1, 0, 0, 0, b'a'];
+    let sent = Tensor::new("x", Datatype::Bytes, vec![1, 3], data.into()).unwrap();
+    let response = client.infer(Request::new("BYTES").input(sent.clone())).await.unwrap();
+    assert_eq!(response.tensor("y").unwrap().data, sent.data);
+    let error = client.infer(Request::new("BYTES").input(sent).json()).await.unwrap_err();
+    assert!(matches!(&error, Error::Invalid(_)), "{error}");
 }

@@ -1,4 +1,5 @@
 //! What the integration tests share: a stack of its own for each test, on a broker that all tests share.
 
 pub mod foreign;
+pub mod management;
 pub mod stack;

@@ -9,10 +9,13 @@ use millrace_harness::onnx::ModelProto;
 use millrace_harness::process::WorkerProcess;
 use millrace_harness::setup;
 use millrace_producer::{Client, Config};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
-/// How long a worker may take to be ready on a busy two-core machine.
+/// How long a worker may take to be ready, or to end, on a busy two-core machine.
 pub const READY: Duration = Duration::from_secs(60);
+
+/// A model's configuration that keeps the number of threads low: many workers run at once.
+pub const ONE_INSTANCE: &str = "[[instance_group]]\ncount = 1\n";
 
 /// A prefix, a repository and how to reach the broker.
 pub struct Stack {
@@ -20,6 +23,8 @@ pub struct Stack {
     repository: TempDir,
     amqp_url: String,
     settings: Vec<(String, String)>,
+    /// What the environment cannot say; read by workers and clients alike.
+    file: Option<NamedTempFile>,
 }
 
 impl Stack {
@@ -36,7 +41,23 @@ impl Stack {
             repository: tempfile::tempdir().expect("a temporary folder"),
             amqp_url: amqp_url.to_owned(),
             settings: Vec::new(),
+            file: None,
         }
+    }
+
+    /// A stack of the same prefix, broker and settings with a repository of its own, still empty: for workers of one
+    /// fleet that serve different things.
+    pub fn beside(&self) -> Self {
+        assert!(self.file.is_none(), "give each stack its file after taking it apart");
+        Self { prefix: self.prefix.clone(), settings: self.settings.clone(), ..Self::on(&self.amqp_url) }
+    }
+
+    /// Gives every worker and client a configuration file.
+    pub fn file(mut self, toml: &str) -> Self {
+        let file = NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), toml).expect("the temporary file is writable");
+        self.file = Some(file);
+        self
     }
 
     /// Sets a configuration key of every worker and client, for example `TOPOLOGY__QUEUE_TYPE`.
@@ -86,6 +107,9 @@ impl Stack {
             ("MILLRACE__MODELS__REPOSITORY".to_owned(), self.repository.path().display().to_string()),
             (setup::LIBRARY_VARIABLE.to_owned(), library.display().to_string()),
         ];
+        if let Some(file) = &self.file {
+            environment.push(("MILLRACE_CONFIG".to_owned(), file.path().display().to_string()));
+        }
         environment.extend(self.settings.iter().cloned());
         environment
     }
@@ -104,15 +128,26 @@ impl Stack {
 
     /// Starts a worker without waiting.
     pub fn starting_worker(&self, more: &[(&str, &str)]) -> WorkerProcess {
+        self.spawn_worker(&[], more)
+    }
+
+    /// Runs the worker's binary with arguments, and its environment with more of its own.
+    pub fn spawn_worker(&self, arguments: &[&str], more: &[(&str, &str)]) -> WorkerProcess {
         let own = self.environment();
         let mut environment: Vec<(&str, &str)> = own.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         environment.extend_from_slice(more);
-        WorkerProcess::spawn(&[], &environment).expect("the worker binary is built")
+        WorkerProcess::spawn(arguments, &environment).expect("the worker binary is built")
+    }
+
+    /// Starts a worker that is called `name` in replies and logs what it does step by step.
+    pub fn talkative_worker(&self, name: &str) -> WorkerProcess {
+        self.worker_with(&[("MILLRACE__WORKER__NAME", name), ("RUST_LOG", "debug")])
     }
 
     /// The configuration of clients of this stack.
     pub fn client_config(&self) -> Config {
-        let mut config = Config::load(None).expect("the defaults are valid");
+        let file = self.file.as_ref().map(NamedTempFile::path);
+        let mut config = Config::load(file).expect("the configuration is valid");
         config.broker.addresses = vec![self.amqp_url.parse().expect("a valid address")];
         config.topology.prefix.clone_from(&self.prefix);
         if let Some((_, kind)) = self.settings.iter().find(|(key, _)| key.ends_with("__QUEUE_TYPE")) {
@@ -131,6 +166,20 @@ impl Default for Stack {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Waits until the worker has printed a line that contains `pattern`, while the test's own tasks go on.
+///
+/// # Panics
+/// When it ends without one, or takes longer than [`READY`].
+pub async fn milestone(worker: &mut WorkerProcess, pattern: &str) {
+    eventually(pattern, READY, async || {
+        let is_running = worker.is_running();
+        let is_there = worker.stderr().lines().any(|line| line.contains(pattern));
+        assert!(is_running || is_there, "ended without `{pattern}`:\n{}", worker.stderr());
+        is_there
+    })
+    .await;
 }
 
 /// Waits until `condition` holds.

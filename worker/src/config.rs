@@ -34,6 +34,9 @@ pub struct Config {
     pub scheduling: Scheduling,
     /// Replies.
     pub replies: Replies,
+    // The clients' own section, which means nothing here: one file and one environment can serve both.
+    #[serde(default, skip_serializing, rename = "requests")]
+    _requests: serde::de::IgnoredAny,
 }
 
 /// `[worker]`.
@@ -46,6 +49,8 @@ pub struct Process {
     pub grace_seconds: u64,
     /// Threads of the asynchronous runtime.
     pub runtime_threads: usize,
+    /// Exists while requests are consumed; empty for none.
+    pub ready_file: PathBuf,
     /// Users whose `x-tenant` is believed.
     pub gateway_users: Vec<String>,
 }
@@ -129,6 +134,14 @@ impl Validate for Config {
         within("worker.runtime_threads", self.worker.runtime_threads as u64, 1, 64)?;
         if self.worker.name.len() > 100 {
             return Err(Invalid::new("worker.name", &self.worker.name, "use at most 100 bytes"));
+        }
+        let ready_file = &self.worker.ready_file;
+        if ready_file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            return Err(Invalid::new(
+                "worker.ready_file",
+                ready_file.display(),
+                "name a file in an existing folder",
+            ));
         }
         if self.onnxruntime.library.as_os_str().is_empty() {
             return Err(Invalid::new(

@@ -73,7 +73,7 @@ impl Waiting for Job {
 pub struct Duty {
     /// Settles the delivery.
     pub ticket: Ticket,
-    /// The request's identity; unknown where its properties could not be read.
+    /// The request's identity, where it has one.
     pub request_id: Option<String>,
     /// The caller's id.
     pub correlation_id: Option<String>,

@@ -1,6 +1,7 @@
 //! The binary `millrace-worker`.
 
-use std::path::PathBuf;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ Exit codes: 0 drained, 1 could not start or not all was drained in time, 2 confi
 Example:
   millrace-worker --print-default-config > worker.toml
   MILLRACE_AMQP_URL=amqp://guest:guest@localhost:5672/%2f millrace-worker --config worker.toml";
+
+const READY_FILE_EVERY: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     disable_telemetry();
@@ -98,6 +101,7 @@ fn check(config: &Config) -> ExitCode {
 
 async fn serve(config: Config, loaded: Loaded) -> ExitCode {
     let name = config.worker.name.clone();
+    let ready_file = config.worker.ready_file.clone();
     let stop = stop_signal();
     tokio::pin!(stop);
     let worker = tokio::select! {
@@ -114,14 +118,20 @@ async fn serve(config: Config, loaded: Loaded) -> ExitCode {
         () = announce_ready(&worker, &name) => {}
         _ = &mut stop => return drained(worker).await,
     }
-    tokio::select! {
-        stopped = stop => {
+    let stopped = tokio::select! {
+        stopped = stop => Some(stopped),
+        () = dead_instance(&worker) => None,
+        never = keep_ready_file(&worker, &ready_file) => match never {},
+    };
+    remove_ready_file(&ready_file);
+    match stopped {
+        Some(stopped) => {
             if let Err(error) = stopped {
                 error!(%error, "cannot listen for signals");
             }
             drained(worker).await
         }
-        () = dead_instance(&worker) => {
+        None => {
             error!("an instance thread crashed; ending, so that its requests are delivered again");
             ExitCode::from(70)
         }
@@ -134,6 +144,32 @@ async fn announce_ready(worker: &Worker, name: &str) {
         error!(reason, "still not consuming");
     }
     info!(worker = name, "ready");
+}
+
+/// Writes `worker.ready_file` every second while requests are consumed, and removes it while the broker is away.
+async fn keep_ready_file(worker: &Worker, file: &Path) -> Infallible {
+    if file.as_os_str().is_empty() {
+        return std::future::pending().await;
+    }
+    let mut can_write = true;
+    loop {
+        if worker.ready(READY_FILE_EVERY).await.is_ok() {
+            // Anew each time: its age tells that this process still runs.
+            let written = std::fs::write(file, "consuming\n");
+            if let (Err(error), true) = (&written, can_write) {
+                error!(%error, file = %file.display(), "cannot write worker.ready_file; health checks will fail");
+            }
+            can_write = written.is_ok();
+        } else {
+            remove_ready_file(file);
+        }
+        tokio::time::sleep(READY_FILE_EVERY).await;
+    }
+}
+
+fn remove_ready_file(file: &Path) {
+    // Mostly it is not there.
+    let _ = std::fs::remove_file(file);
 }
 
 async fn dead_instance(worker: &Worker) {

@@ -14,13 +14,13 @@ use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{ApplyError, Names, Topology, apply};
 use millrace_common::directory::Directory;
 use millrace_common::lifecycle::Lifecycle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
 use crate::catalogue::{Catalogue, ServedVersion, Stats};
 use crate::config::Config;
 use crate::inbound::admission::Rules;
-use crate::inbound::intake::{Intake, Route};
+use crate::inbound::intake::{DEAD_BUDGET_UNITS, Intake, Route};
 use crate::job::{Settlement, Verdict};
 use crate::model::backend::Backend;
 use crate::model::config::{InstanceGroup, InstanceKind, ModelConfig};
@@ -29,6 +29,7 @@ use crate::model::onnx::{OnnxError, Runtime};
 use crate::model::repository::{RepositoryError, scan};
 use crate::model::warmup;
 use crate::outbound::dispatch::Dispatch;
+use crate::outbound::reaper;
 use crate::outbound::settle::Settler;
 use crate::schedule::batcher::BatchPolicy;
 use crate::schedule::pickup::Pickup;
@@ -36,6 +37,8 @@ use crate::status::Announcer;
 
 /// Batches of verdicts between instances and settlement. Small: instances should feel a slow broker.
 const SETTLEMENTS: usize = 64;
+/// Dead letters fetched ahead; each costs one reply.
+const DEAD_PREFETCH: u16 = 64;
 /// Most rows of a batch where the model's configuration does not say: the CPU gains little beyond (measured 2026-11).
 const DEFAULT_MAX_BATCH_SIZE: u32 = 64;
 
@@ -253,6 +256,8 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         gateway_users: config.worker.gateway_users.clone(),
         own_user,
         settlements: settlements.clone(),
+        verdict_on_dead: reaper::verdict,
+        dead_budget: Arc::new(Semaphore::new(DEAD_BUDGET_UNITS as usize)),
         sequence: AtomicU64::new(0),
     });
     let announcer = Arc::new(Announcer {
@@ -335,6 +340,7 @@ fn routes(
             routes.insert(queue, route);
         }
     }
+    subscriptions.push(Subscription { queue: names.dead_inbox().into(), prefetch: DEAD_PREFETCH });
     (routes, subscriptions)
 }
 

@@ -14,7 +14,7 @@ const BROKER_VARIABLE: &str = "MILLRACE_AMQP_URL";
 
 /// Start a broker and workers, send real requests through them, show the result, stop everything
 ///
-/// Exits with what `millrace demo` exits with. Ctrl-C stops everything too. With MILLRACE_AMQP_URL set it uses that broker
+/// Exits with what `millrace demo` exits with. Ctrl-C stops everything too. The workers' logs are in target/demo. With MILLRACE_AMQP_URL set it uses that broker
 /// instead of starting one.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --workers 4")]
@@ -30,14 +30,13 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::onnxruntime()?;
     let (broker, binaries) = broker_and_binaries()?;
-    let logs = tempfile::Builder::new().prefix("millrace-demo-").tempdir()?;
     let fleet = Fleet {
         amqp_url: match &broker {
             Some(broker) => broker.amqp_url(),
             None => std::env::var(BROKER_VARIABLE)?,
         },
         models: fleet::own_models(),
-        logs: logs.path().to_owned(),
+        logs: workspace::target()?.join("demo"),
         binaries,
     };
     // Nothing here catches Ctrl-C: broker and workers end with this process, whatever ends it.

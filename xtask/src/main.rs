@@ -1,5 +1,7 @@
 //! `cargo xtask …`: set-up, demo and tests on a machine that has nothing but Rust.
 
+mod bench;
+mod compose_test;
 mod demo;
 mod down;
 mod fleet;
@@ -24,7 +26,7 @@ use clap::{Parser, Subcommand};
     name = "cargo xtask",
     bin_name = "cargo xtask",
     max_term_width = 120,
-    after_help = "Start here:\n  cargo xtask demo        see it work, within a minute or two on a fresh machine\n  \
+    after_help = "Start here:\n  cargo xtask demo        see it work; the first time builds for some minutes\n  \
                   cargo xtask up          keep a broker and two workers running, and try things\n  \
                   cargo xtask test        run all tests"
 )]
@@ -40,6 +42,8 @@ enum Command {
     Up(up::Arguments),
     Down(down::Arguments),
     Test(test::Arguments),
+    ComposeTest(compose_test::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,5 +63,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Up(arguments) => up::run(&arguments),
         Command::Down(arguments) => down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::ComposeTest(arguments) => compose_test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     }
 }

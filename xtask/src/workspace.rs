@@ -16,9 +16,18 @@ pub(crate) fn target() -> Result<PathBuf> {
     Ok(target.context("this program lies outside a target directory; run it as `cargo xtask`")?.to_owned())
 }
 
+/// Cargo in the workspace, as if called from the user's shell.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    // `cargo xtask` is a `cargo run`, which describes *this* package to us. Build scripts that watch these variables
+    // (ring's does) would see a change at every switch between `cargo xtask` and plain cargo, and rebuild all of TLS.
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

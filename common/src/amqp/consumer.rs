@@ -5,19 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::{FutureExt, StreamExt};
-use lapin::Acker;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::connection::{AsyncSession, Connector, Generation, Link, LinkState, supervise};
+use super::connection::{AsyncSession, Connector, Link, LinkState, supervise};
 use super::properties::Properties;
+use super::ticket::{Ledger, flush, keep_ticking};
+pub use super::ticket::{Stale, Ticket};
 use super::topology::Topology;
 use crate::lifecycle::Lifecycle;
 
@@ -45,64 +44,6 @@ pub struct Delivery {
     pub body: Bytes,
     /// Settles it.
     pub ticket: Ticket,
-}
-
-/// The duty to settle one delivery. Dropping it settles nothing: the broker delivers the message again later.
-#[derive(Debug)]
-#[must_use = "a delivery that is not settled comes again when the connection ends"]
-pub struct Ticket {
-    acker: Acker,
-    generation: Generation,
-}
-
-/// The delivery's connection or channel is gone: the broker will deliver the message again.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "delivery of connection generation {generation} can no longer be settled; the broker delivers it again"
-)]
-pub struct Stale {
-    /// The generation that received it.
-    pub generation: Generation,
-}
-
-impl Ticket {
-    /// The message is done with; something else holds the duty to answer now.
-    ///
-    /// # Errors
-    /// [`Stale`] when it can only be delivered again.
-    pub async fn ack(self) -> Result<(), Stale> {
-        let acked = self.acker.ack(BasicAckOptions::default()).await;
-        self.settled(acked)
-    }
-
-    /// As [`Ticket::ack`], but returns when the acknowledgement is queued for writing, not when it is written.
-    ///
-    /// # Errors
-    /// [`Stale`].
-    pub fn ack_soon(self) -> Result<(), Stale> {
-        // The client library queues the frame at the first poll; the rest of the future only waits for the socket.
-        match self.acker.ack(BasicAckOptions::default()).now_or_never() {
-            Some(result) => self.settled(result),
-            None => Ok(()),
-        }
-    }
-
-    /// The message was not attempted: back to the queue for anyone.
-    ///
-    /// # Errors
-    /// [`Stale`], as [`Ticket::ack`].
-    pub async fn nack(self) -> Result<(), Stale> {
-        let options = BasicNackOptions { multiple: false, requeue: true };
-        let nacked = self.acker.nack(options).await;
-        self.settled(nacked)
-    }
-
-    fn settled(&self, result: lapin::Result<bool>) -> Result<(), Stale> {
-        match result {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(Stale { generation: self.generation }),
-        }
-    }
 }
 
 /// Takes deliveries. Called one at a time per subscription; while a call waits, that subscription pauses.
@@ -174,9 +115,10 @@ impl<A: Accept> AsyncSession for Session<A> {
             warn!(%error, "cannot declare what this process consumes from");
             return;
         }
+        let waiting = Arc::new(Notify::new());
         let mut consumers = Vec::with_capacity(self.subscriptions.len());
         for subscription in &self.subscriptions {
-            match self.subscribe(link, subscription).await {
+            match self.subscribe(link, subscription, &waiting).await {
                 Ok(consumer) => consumers.push(consumer),
                 Err(error) => {
                     warn!(queue = %subscription.queue, %error, "cannot consume; create the queue with `millrace topology apply`");
@@ -185,6 +127,8 @@ impl<A: Accept> AsyncSession for Session<A> {
             }
         }
         link.announce_up();
+        let ledgers: Vec<Arc<Ledger>> =
+            consumers.iter().map(|consumer| Arc::clone(&consumer.ledger)).collect();
         // A consumer that ends alone (its queue deleted, its channel closed by the broker) ends the session, so that
         // it comes back with all the others on a fresh connection instead of staying silently absent.
         let ended = CancellationToken::new();
@@ -197,21 +141,34 @@ impl<A: Accept> AsyncSession for Session<A> {
                 ended.cancel();
             }
         });
-        join_all(forwarding).await;
-        if self.stop_consuming.is_cancelled() {
-            // Tickets are still out: the connection stays until the owner closes it.
-            while link.connection.status().connected() && !self.lifecycle.is_stopping() {
+        let lifecycle = &self.lifecycle;
+        let consuming = async {
+            join_all(forwarding).await;
+            // After a stop tickets are still out: the connection stays until the owner closes it.
+            while stop.is_cancelled() && link.connection.status().connected() && !lifecycle.is_stopping() {
                 tokio::select! {
-                    () = self.lifecycle.stopping() => {}
+                    () = lifecycle.stopping() => {}
                     () = tokio::time::sleep(Duration::from_millis(100)) => {}
                 }
             }
+        };
+        tokio::select! {
+            () = consuming => {}
+            () = keep_ticking(&ledgers, &waiting) => {}
         }
+        // The second tick takes what stands behind unfinished deliveries.
+        flush(&ledgers);
+        flush(&ledgers);
     }
 }
 
 impl<A: Accept> Session<A> {
-    async fn subscribe(&self, link: &Link, subscription: &Subscription) -> lapin::Result<Forwarder> {
+    async fn subscribe(
+        &self,
+        link: &Link,
+        subscription: &Subscription,
+        waiting: &Arc<Notify>,
+    ) -> lapin::Result<Forwarder> {
         let channel = link.connection.create_channel().await?;
         channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await?;
         let stream = channel
@@ -222,7 +179,8 @@ impl<A: Accept> Session<A> {
                 FieldTable::default(),
             )
             .await?;
-        Ok(Forwarder { channel, stream, queue: Arc::clone(&subscription.queue), generation: link.generation })
+        let ledger = Ledger::new(channel.clone(), link.generation, Arc::clone(waiting));
+        Ok(Forwarder { channel, stream, queue: Arc::clone(&subscription.queue), ledger })
     }
 }
 
@@ -230,7 +188,7 @@ struct Forwarder {
     channel: lapin::Channel,
     stream: lapin::Consumer,
     queue: Arc<str>,
-    generation: Generation,
+    ledger: Arc<Ledger>,
 }
 
 impl Forwarder {
@@ -273,7 +231,7 @@ impl Forwarder {
         }
         while let Some(Ok(delivery)) = self.stream.next().await {
             let ticket = self.convert(delivery).ticket;
-            if ticket.nack().await.is_err() {
+            if ticket.nack().is_err() {
                 return;
             }
         }
@@ -286,7 +244,7 @@ impl Forwarder {
             is_redelivered: delivery.redelivered,
             properties: Properties::from_lapin(delivery.properties),
             body: delivery.data.into(),
-            ticket: Ticket { acker: delivery.acker, generation: self.generation },
+            ticket: self.ledger.ticket(delivery.delivery_tag),
         }
     }
 }

@@ -17,4 +17,5 @@ pub mod inspect;
 pub mod message;
 pub mod properties;
 pub mod publisher;
+mod ticket;
 pub mod topology;

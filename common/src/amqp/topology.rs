@@ -2,17 +2,18 @@
 //!
 //! Arguments carry what correctness needs and cannot change later; limits are policies, because they can.
 
+mod declare;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ExchangeKind as LapinExchangeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::config::sections::Topology as Settings;
 use crate::tier::Tier;
+
+pub use declare::{ApplyError, DeclareError, apply};
 
 /// Names of everything on the broker, from one prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,16 +189,6 @@ pub struct Topology {
     pub policies: Vec<Policy>,
 }
 
-/// An object the broker would not declare.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the broker refused to declare {what}: {reason}")]
-pub struct DeclareError {
-    /// Kind and name of the object.
-    pub what: String,
-    /// The broker's words and, where known, the remedy.
-    pub reason: String,
-}
-
 fn text(value: &str) -> Argument {
     Argument::Text(value.to_owned())
 }
@@ -330,101 +321,11 @@ impl Topology {
         });
         self.queues.push(Queue { name, kind: QueueKind::Quorum, arguments });
     }
-
-    /// Declares everything but policies on a channel of its own. Declaring again what exists unchanged does nothing.
-    pub(super) async fn declare(&self, connection: &Connection) -> Result<(), DeclareError> {
-        let channel = connection
-            .create_channel()
-            .await
-            .map_err(|error| DeclareError { what: "a channel".to_owned(), reason: error.to_string() })?;
-        for exchange in &self.exchanges {
-            let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-            let kind = match exchange.kind {
-                ExchangeKind::Topic => LapinExchangeKind::Topic,
-                ExchangeKind::Direct => LapinExchangeKind::Direct,
-                ExchangeKind::Fanout => LapinExchangeKind::Fanout,
-            };
-            channel
-                .exchange_declare(exchange.name.as_str().into(), kind, options, FieldTable::default())
-                .await
-                .map_err(|error| declined("exchange", &exchange.name, &error))?;
-        }
-        for queue in &self.queues {
-            let options = match queue.kind {
-                QueueKind::Exclusive => QueueDeclareOptions::exclusive(),
-                QueueKind::Quorum | QueueKind::Classic => QueueDeclareOptions::durable(),
-            };
-            channel
-                .queue_declare(queue.name.as_str().into(), options, table(&queue.arguments))
-                .await
-                .map_err(|error| declined("queue", &queue.name, &error))?;
-        }
-        for binding in &self.bindings {
-            channel
-                .queue_bind(
-                    binding.queue.as_str().into(),
-                    binding.exchange.as_str().into(),
-                    binding.routing_key.as_str().into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await
-                .map_err(|error| declined("binding of queue", &binding.queue, &error))?;
-        }
-        let _ = channel.close(200, "OK".into()).await;
-        Ok(())
-    }
-}
-
-/// Declares `topology` over a short connection of its own.
-///
-/// # Errors
-/// [`ApplyError`].
-pub async fn apply(connector: &super::connection::Connector, topology: &Topology) -> Result<(), ApplyError> {
-    let connection = connector.connect("topology", 0).await?;
-    let declared = topology.declare(&connection).await;
-    super::connection::close(&connection).await;
-    Ok(declared?)
-}
-
-/// Why a topology could not be applied.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ApplyError {
-    /// No connection.
-    #[error(transparent)]
-    Connect(#[from] super::connection::ConnectError),
-    /// An object was refused.
-    #[error(transparent)]
-    Declare(#[from] DeclareError),
 }
 
 fn durable(kind: QueueKind) -> Arguments {
     // Always sent: a virtual host may default to another type, and declaring again with another type fails.
     arguments([("x-queue-type", text(&kind.to_string()))])
-}
-
-fn declined(kind: &str, name: &str, error: &lapin::Error) -> DeclareError {
-    let reason = error.to_string();
-    let hint = if reason.contains("PRECONDITION") {
-        "; it exists with other arguments: `millrace topology diff` shows them"
-    } else if reason.contains("ACCESS") {
-        "; this user may not create it: let an operator run `millrace topology apply`"
-    } else {
-        ""
-    };
-    DeclareError { what: format!("{kind} `{name}`"), reason: format!("{reason}{hint}") }
-}
-
-fn table(arguments: &Arguments) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in arguments {
-        let value = match value {
-            Argument::Number(number) => AMQPValue::LongLongInt(*number),
-            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-        };
-        table.insert(name.as_str().into(), value);
-    }
-    table
 }
 
 fn policies(settings: &Settings) -> Vec<Policy> {

@@ -11,7 +11,7 @@ use millrace_common::amqp::properties::Properties;
 use millrace_common::directory::Directory;
 use millrace_common::protocol::codec::Limits;
 use millrace_common::protocol::status::Code;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::admission::admit;
 use super::decode::{code, decode};
@@ -24,6 +24,9 @@ const VERSION_HOPS: &str = "x-version-hops";
 const UNKNOWN_VERSION_HOPS: u64 = 3;
 /// Lane budgets are counted in pieces of this many bytes, since semaphores count to `u32` only.
 const BUDGET_UNIT: usize = 1024;
+
+/// Dead letters held at a time: 16 MiB, or one that is larger.
+pub const DEAD_BUDGET_UNITS: u32 = 16 << 10;
 
 /// One queue this worker consumes.
 #[derive(Debug)]
@@ -73,6 +76,10 @@ pub struct Intake {
     pub own_user: String,
     /// Where verdicts go.
     pub settlements: mpsc::Sender<Vec<Settlement>>,
+    /// What becomes of the broker's dead letters.
+    pub verdict_on_dead: fn(&Properties) -> Verdict,
+    /// Bytes of dead letters held at a time.
+    pub dead_budget: Arc<Semaphore>,
     /// Numbers for requests that run alone.
     pub sequence: AtomicU64,
 }
@@ -80,7 +87,7 @@ pub struct Intake {
 impl Accept for Intake {
     async fn accept(&self, delivery: Delivery) {
         let Some(route) = self.routes.get(&*delivery.queue) else {
-            return; // not subscribed to; its delivery comes again elsewhere
+            return self.reap(delivery).await;
         };
         let (duty, meta) = match self.receive(route, delivery).await {
             Ok(received) => received,
@@ -123,11 +130,23 @@ impl Intake {
             let all = route.budget.acquire_many(route.budget_units).await;
             drop(all);
         }
+        drop(self.dead_budget.acquire_many(DEAD_BUDGET_UNITS).await);
     }
 
     async fn settle(&self, settlement: Settlement) {
         // The receiver outlives every consumer; when it is gone the process is ending and the delivery comes again.
         let _ = self.settlements.send(vec![settlement]).await;
+    }
+
+    /// Answers the caller of a request that the broker dropped.
+    async fn reap(&self, delivery: Delivery) {
+        let verdict = (self.verdict_on_dead)(&delivery.properties);
+        let (units, budget) = (budget_units(&delivery), &self.dead_budget);
+        let budget = Arc::clone(budget).acquire_many_owned(units.min(DEAD_BUDGET_UNITS)).await;
+        let reply_to = self.reply_to(&delivery.properties).ok().flatten();
+        let duty =
+            self.duty(delivery, reply_to, 0, "anonymous".into(), budget.expect("budgets are never closed"));
+        self.settle((duty, verdict)).await;
     }
 
     /// Takes the duty on, or finds that the message must not be answered.
@@ -136,7 +155,6 @@ impl Intake {
         route: &Route,
         delivery: Delivery,
     ) -> Result<(Duty, RequestMeta), Box<Settlement>> {
-        let arrived = Instant::now();
         let units = budget_units(&delivery).min(route.budget_units);
         let budget =
             Arc::clone(&route.budget).acquire_many_owned(units).await.expect("budgets are never closed");
@@ -144,21 +162,9 @@ impl Intake {
         let hostile = hostility(route, &delivery, reply_to.as_ref().err());
         let meta = RequestMeta::read(&delivery.properties);
         let known = meta.as_ref().ok();
-        let mut duty = Duty {
-            request_id: known.map(|meta| meta.request_id.clone()),
-            correlation_id: delivery.properties.correlation_id().map(str::to_owned),
-            reply_to: reply_to.unwrap_or_default(),
-            attempt: known.map_or(0, |meta| meta.attempt),
-            tenant: self.tenant(known),
-            arrived,
-            original: Original {
-                routing_key: delivery.routing_key,
-                properties: delivery.properties,
-                body: delivery.body,
-            },
-            ticket: delivery.ticket,
-            budget,
-        };
+        let attempt = known.map_or(0, |meta| meta.attempt);
+        let tenant = self.tenant(known);
+        let mut duty = self.duty(delivery, reply_to.unwrap_or_default(), attempt, tenant, budget);
         if let Some((reason, detail)) = hostile {
             duty.reply_to = None;
             return Err(Box::new((duty, Verdict::Dead { reason, detail })));
@@ -169,6 +175,31 @@ impl Intake {
                 let answer = Answer::failure(Code::InvalidInput, error.to_string());
                 Err(Box::new((duty, Verdict::Reply(answer))))
             }
+        }
+    }
+
+    fn duty(
+        &self,
+        delivery: Delivery,
+        reply_to: Option<ReplyKey>,
+        attempt: u32,
+        tenant: Arc<str>,
+        budget: OwnedSemaphorePermit,
+    ) -> Duty {
+        Duty {
+            request_id: RequestMeta::identity(&delivery.properties).map(str::to_owned),
+            correlation_id: delivery.properties.correlation_id().map(str::to_owned),
+            reply_to,
+            attempt,
+            tenant,
+            arrived: Instant::now(),
+            original: Original {
+                routing_key: delivery.routing_key,
+                properties: delivery.properties,
+                body: delivery.body,
+            },
+            ticket: delivery.ticket,
+            budget,
         }
     }
 

@@ -77,6 +77,7 @@ impl Run<'_> {
         let inputs = stacked(self.served, batch)?;
         let rows: Vec<u32> = batch.iter().map(|job| job.rows).collect();
         let total: u64 = rows.iter().map(|&rows| u64::from(rows)).sum();
+        debug!(model = %self.served.model, version = self.served.version, rows = total, jobs = batch.len(), "running a batch");
         let started = Instant::now();
         let mut answers = Ok(Vec::new());
         let (served, max_reply_bytes) = (self.served, self.max_reply_bytes);

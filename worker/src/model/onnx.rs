@@ -1,14 +1,16 @@
-//! ONNX Runtime: the only file that knows it.
+//! ONNX Runtime: this file and its folder alone know it.
+
+mod strings;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use millrace_common::protocol::tensor::{Datatype, push_bytes_element};
+use millrace_common::protocol::tensor::Datatype;
 use ort::environment::Environment;
 use ort::ep;
 use ort::memory::Allocator;
 use ort::session::{Session, SessionInputValue};
-use ort::value::{DynTensor, DynValue, Outlet, Tensor, TensorElementType, Utf8Data, ValueType};
+use ort::value::{DynTensor, DynValue, Outlet, TensorElementType, ValueType};
 
 use super::backend::{Backend, BackendError};
 use super::config::{InstanceGroup, InstanceKind};
@@ -237,7 +239,7 @@ impl Backend for OnnxBackend {
             .signature
             .outputs
             .iter()
-            .map(|slot| strings(slot, outputs.get(&slot.name)))
+            .map(|slot| framed(slot, outputs.get(&slot.name)))
             .collect::<Result<Vec<_>, _>>()?;
         let views = self
             .signature
@@ -260,7 +262,7 @@ fn value(input: &BatchInput<'_>) -> Result<DynValue, BackendError> {
     let fail =
         |error: ort::Error| BackendError::Input { name: input.name.to_owned(), problem: error.to_string() };
     if input.datatype == Datatype::Bytes {
-        return string_value(input);
+        return strings::value(input);
     }
     let mut tensor = DynTensor::new(&Allocator::default(), element_type(input.datatype), input.shape.clone())
         .map_err(fail)?;
@@ -286,46 +288,12 @@ fn value(input: &BatchInput<'_>) -> Result<DynValue, BackendError> {
     Ok(tensor.into_dyn())
 }
 
-/// A BYTES element for the runtime, which does not need it to be UTF-8.
-#[derive(Clone)]
-struct Element(Vec<u8>);
-
-impl Utf8Data for Element {
-    fn as_utf8_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-fn string_value(input: &BatchInput<'_>) -> Result<DynValue, BackendError> {
-    let fail = |problem: String| BackendError::Input { name: input.name.to_owned(), problem };
-    let mut elements = Vec::new();
-    for piece in &input.pieces {
-        for element in millrace_common::protocol::tensor::BytesElements::new(piece) {
-            let element = element.map_err(|error| fail(error.to_string()))?;
-            if element.contains(&0) {
-                return Err(fail(
-                    "an element contains a NUL byte, which ONNX Runtime cannot take".to_owned(),
-                ));
-            }
-            elements.push(Element(element.to_vec()));
-        }
-    }
-    Tensor::from_string_array((input.shape.clone(), elements.as_slice()))
-        .map(ort::value::Value::into_dyn)
-        .map_err(|error| fail(error.to_string()))
-}
-
-fn strings(slot: &Slot, value: Option<&DynValue>) -> Result<Option<Vec<u8>>, BackendError> {
+/// The elements of a BYTES output; `None` for other datatypes.
+fn framed(slot: &Slot, value: Option<&DynValue>) -> Result<Option<Vec<u8>>, BackendError> {
     if slot.datatype != Ok(Datatype::Bytes) {
         return Ok(None);
     }
-    let value = value.ok_or_else(|| missing(slot))?;
-    let (_, texts) = value.try_extract_strings().map_err(|error| BackendError::Model(error.to_string()))?;
-    let mut framed = Vec::new();
-    for text in &texts {
-        push_bytes_element(&mut framed, text.as_bytes());
-    }
-    Ok(Some(framed))
+    strings::framed(value.ok_or_else(|| missing(slot))?).map(Some)
 }
 
 fn missing(slot: &Slot) -> BackendError {

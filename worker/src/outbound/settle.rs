@@ -69,7 +69,7 @@ impl Settler {
     async fn settle(&self, duty: Duty, verdict: Verdict) {
         match verdict {
             Verdict::GiveBack => {
-                if duty.ticket.nack().await.is_err() {
+                if duty.ticket.nack().is_err() {
                     debug!("gave back a delivery of a connection that is gone");
                 }
                 return;
@@ -81,6 +81,7 @@ impl Settler {
             }
             Verdict::Retry { step, headers } => {
                 let message = self.dispatch.retry(&duty, step, &headers);
+                debug!(request_id = ?duty.request_id, exchange = %message.exchange, "passing a request on");
                 self.until_confirmed(message).await;
             }
             Verdict::Dead { reason, detail } => {
@@ -88,7 +89,7 @@ impl Settler {
                 self.until_confirmed(self.dispatch.dead(&duty, reason, &detail)).await;
             }
         }
-        if let Err(error) = duty.ticket.ack().await {
+        if let Err(error) = duty.ticket.ack() {
             // Answered or passed on, but the broker will deliver it again; its caller drops the second reply.
             debug!(%error, "could not acknowledge");
         }

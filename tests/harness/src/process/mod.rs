@@ -64,19 +64,26 @@ impl Process {
     /// When the program cannot be started.
     pub fn spawn(command: Command) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("millrace-").tempdir()?;
-        let mut process = Self::spawn_with_logs(command, directory.path(), "process")?;
-        process._directory = Some(directory);
-        Ok(process)
+        let (stdout, stderr) = (directory.path().join("stdout"), directory.path().join("stderr"));
+        Self::start(command, stdout, stderr, Some(directory))
     }
 
     /// As [`Process::spawn`], its output in `<directory>/<name>.stdout` and `.stderr`, which stay.
     ///
     /// # Errors
     /// When the program cannot be started or the files not created.
-    pub fn spawn_with_logs(mut command: Command, directory: &Path, name: &str) -> Result<Self> {
+    pub fn spawn_with_logs(command: Command, directory: &Path, name: &str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        let stdout = directory.join(format!("{name}.stdout"));
-        let stderr = directory.join(format!("{name}.stderr"));
+        let log = |output: &str| directory.join(format!("{name}.{output}"));
+        Self::start(command, log("stdout"), log("stderr"), None)
+    }
+
+    fn start(
+        mut command: Command,
+        stdout: PathBuf,
+        stderr: PathBuf,
+        directory: Option<TempDir>,
+    ) -> Result<Self> {
         // Files, not pipes: nothing blocks when nobody reads, and a detached process goes on writing.
         let child = command
             .stdin(Stdio::null())
@@ -84,15 +91,9 @@ impl Process {
             .stderr(File::create(&stderr)?)
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        let watchdog = Watchdog::over(child.id())?;
-        Ok(Self {
-            name: command.get_program().to_string_lossy().into_owned(),
-            child,
-            watchdog,
-            stdout,
-            stderr,
-            _directory: None,
-        })
+        let watchdog = Watchdog::over(child.id(), directory.as_ref().map(TempDir::path))?;
+        let name = command.get_program().to_string_lossy().into_owned();
+        Ok(Self { name, child, watchdog, stdout, stderr, _directory: directory })
     }
 
     pub fn pid(&self) -> u32 {
@@ -256,7 +257,7 @@ mod tests {
 
     #[test]
     fn dropping_kills() {
-        let process = shell("echo up; sleep 1000");
+        let process = shell("echo up; exec sleep 1000");
         let id = process.id().unwrap();
         assert!(id.is_running());
         drop(process);

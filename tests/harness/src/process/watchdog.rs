@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -11,10 +12,12 @@ use anyhow::{Context, Result};
 pub(super) struct Watchdog(Child);
 
 impl Watchdog {
-    pub(super) fn over(pid: u32) -> Result<Self> {
+    /// Kills `pid`, and removes `directory` if there is one, when this process ends without dropping the watchdog.
+    pub(super) fn over(pid: u32, directory: Option<&Path>) -> Result<Self> {
         Command::new("sh")
-            .args(["-c", "read -r _ || kill -KILL \"$0\""])
+            .args(["-c", "read -r _ || { kill -KILL \"$0\"; rm -rf \"$@\"; }"])
             .arg(pid.to_string())
+            .args(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

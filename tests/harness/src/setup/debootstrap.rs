@@ -1,4 +1,4 @@
-//! A small Debian of its own, for a RabbitMQ newer than this machine's packages.
+//! A small Debian of its own: for a RabbitMQ newer than this machine's packages, and to make container images of.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,27 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 /// [`SetupError::NeedsRoot`] without root (nodes in it run under chroot), and whatever debootstrap meets.
 pub fn debian_rootfs(suite: &str) -> Result<PathBuf, SetupError> {
     let root = cache_dir()?.join("rootfs").join(suite);
+    let what = "RabbitMQ out of a newer Debian is installed and run under chroot";
+    bootstrapped(root, suite, &["rabbitmq-server", "ca-certificates"], what)
+}
+
+/// Root directory of Debian `suite` with no more than every Debian has, and certificates: 220 MB.
+///
+/// # Errors
+/// [`SetupError::NeedsRoot`] without root, and whatever debootstrap meets.
+pub fn debian_base(suite: &str) -> Result<PathBuf, SetupError> {
+    let root = cache_dir()?.join("rootfs").join(format!("{suite}-base"));
+    bootstrapped(root, suite, &["ca-certificates"], "debootstrap installs a Debian under chroot")
+}
+
+fn bootstrapped(
+    root: PathBuf,
+    suite: &str,
+    packages: &[&str],
+    what: &'static str,
+) -> Result<PathBuf, SetupError> {
     if !apt::is_root() {
-        return Err(SetupError::NeedsRoot {
-            what: "RabbitMQ out of a newer Debian is installed and run under chroot",
-        });
+        return Err(SetupError::NeedsRoot { what });
     }
     if root.is_dir() {
         return Ok(root);
@@ -36,20 +53,23 @@ pub fn debian_rootfs(suite: &str) -> Result<PathBuf, SetupError> {
         })?;
     }
     let unfinished = unfinished(&root)?;
-    bootstrap(suite, &unfinished)?;
+    bootstrap(suite, &unfinished, packages)?;
     fs::rename(&unfinished, &root).map_err(SetupError::io("rename", &unfinished))?;
     Ok(root)
 }
 
-fn bootstrap(suite: &str, root: &Path) -> Result<(), SetupError> {
-    say(&format!("debootstrap {suite} with rabbitmq-server (400 MB)"));
+fn bootstrap(suite: &str, root: &Path, packages: &[&str]) -> Result<(), SetupError> {
+    let packages = packages.join(",");
+    say(&format!("debootstrap {suite} with {packages}"));
     // A mount namespace of its own: debootstrap mounts /proc in the new root, and when it is killed that mount must go
     // with it, or the next clean-up would delete through it.
     let mut command = Command::new("unshare");
     command
         .arg("--mount")
         .arg("debootstrap")
-        .args(["--variant=minbase", "--include=rabbitmq-server,ca-certificates", suite])
+        .arg("--variant=minbase")
+        .arg(format!("--include={packages}"))
+        .arg(suite)
         .arg(root)
         .arg(MIRROR)
         .env("DEBIAN_FRONTEND", "noninteractive");

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 
 use crate::process;
 pub use conformance::onnx_node_tests;
-pub use debootstrap::debian_rootfs;
+pub use debootstrap::{debian_base, debian_rootfs};
 pub use pika::pika;
 pub use onnxruntime::{LIBRARY_VARIABLE, ONNXRUNTIME_VERSION, onnxruntime};
 pub use rabbitmq::{RabbitMq, rabbitmq};
