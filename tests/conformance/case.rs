@@ -84,7 +84,7 @@ impl Case {
         };
         let file = folder.join("model.onnx");
         let graph = ModelProto::decode(fs::read(&file).unwrap().as_slice()).unwrap().graph.unwrap();
-        let sets = (0..)
+        let sets: Vec<DataSet> = (0..)
             .map(|k| folder.join(format!("test_data_set_{k}")))
             .take_while(|set| set.is_dir())
             .map(|set| DataSet {
@@ -92,6 +92,7 @@ impl Case {
                 outputs: values(&set, "output", &graph.output),
             })
             .collect();
+        assert!(!sets.is_empty() && !graph.output.is_empty(), "{name} has nothing to compare");
         Self { name, model, file, sets }
     }
 }

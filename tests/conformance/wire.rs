@@ -48,7 +48,10 @@ async fn must_match(client: &Client, case: &Case, expected: &[Vec<Tensor>]) -> R
         if given != *wanted {
             return Err(format!("not bit-identical: {given:?} instead of {wanted:?}"));
         }
-        let stored = set.outputs.iter().filter_map(Value::tensor);
+        let stored: Vec<&Tensor> = set.outputs.iter().filter_map(Value::tensor).collect();
+        if given.len() != stored.len() {
+            return Err(format!("{} outputs, {} are stored", given.len(), stored.len()));
+        }
         for (given, stored) in given.iter().zip(stored) {
             if let Some(difference) = difference(given, stored) {
                 return Ok(Verdict::Excused(Kind::Differs, format!("`{}` {difference}", given.name)));

@@ -10,6 +10,8 @@ mod hostile;
 mod malformed;
 mod readme;
 mod round_trip;
+mod secrets;
+mod start_errors;
 mod telemetry;
 mod versions;
 mod worker_death;

@@ -3,14 +3,15 @@
 //! would notice.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use millrace_harness::models;
-use millrace_harness::process::Process;
+use millrace_harness::process::{Process, binary};
 use millrace_harness::setup;
-use millrace_tests::stack::{ONE_INSTANCE, Stack};
+use millrace_tests::foreign::{Foreign, rows};
+use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, eventually};
 use millrace_worker::model::onnx::Runtime;
 use tempfile::TempDir;
 
@@ -30,28 +31,27 @@ fn threads(pid: u32) -> Vec<String> {
     names
 }
 
-fn files_below(folder: &Path) -> BTreeSet<String> {
+fn files_below(folder: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).expect("it exists").map(|entry| entry.expect("readable")) {
-        found.insert(entry.path().strip_prefix(folder).expect("inside").display().to_string());
-        if entry.path().is_dir() {
-            found.extend(files_below(&entry.path()));
+    // What is removed meanwhile was not there in the end.
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path().is_dir() {
+            true => found.extend(files_below(&entry.path())),
+            false => drop(found.insert(entry.path())),
         }
     }
     found
 }
 
-/// A private home, so that nothing is written anywhere else.
+/// A private home, so that the user's own files say nothing.
 struct Home(TempDir);
 
 impl Home {
     fn new() -> Self {
-        let home = Self(tempfile::tempdir().expect("a temporary folder"));
-        std::fs::create_dir(home.0.path().join("cache")).expect("a folder");
-        home
+        Self(tempfile::tempdir().expect("a temporary folder"))
     }
 
-    /// Runs the rest of a command line as somebody who lives here, in no CI, with nothing switched off.
+    /// Starts a program as somebody who lives here, not in a CI (which switches the telemetry off), nothing else switched off.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command
@@ -62,45 +62,48 @@ impl Home {
         command
     }
 
-    fn written(&self) -> BTreeSet<String> {
-        files_below(self.0.path()).into_iter().filter(|file| file != "cache").collect()
+    fn files(&self) -> BTreeSet<PathBuf> {
+        files_below(self.0.path())
     }
 }
 
-/// Not a test by itself: the library alone, without our switch.
+/// Not a test by itself: the control, a process that loads the library without our switch and stays until it is killed.
 #[test]
 fn the_library_without_our_switch() {
     let Some(library) = std::env::var_os(CONTROL_VARIABLE) else { return };
-    let before = threads(std::process::id());
+    let before = threads(std::process::id()).len();
     let _runtime = Runtime::load(Path::new(&library)).unwrap();
-    let after = threads(std::process::id());
-    println!("LOADED {} {}", before.len(), after.len());
-    println!("{before:?} {after:?}");
-    let _ = std::io::stdin().lines().next();
-    std::thread::sleep(Duration::from_secs(20));
+    println!("started {} threads", threads(std::process::id()).len() - before);
+    loop {
+        std::thread::park();
+    }
 }
 
-#[test]
-fn a_worker_has_no_telemetry_thread_and_writes_nothing() {
+#[tokio::test]
+async fn a_worker_has_no_telemetry_thread_and_writes_nothing() {
     let home = Home::new();
     let mut command = home.command(&std::env::current_exe().unwrap());
     command
         .args(["--exact", "telemetry::the_library_without_our_switch", "--nocapture"])
         .env(CONTROL_VARIABLE, setup::onnxruntime().unwrap());
     let mut control = Process::spawn(command).unwrap();
-    println!("{}", control.wait_for_line("LOADED", PATIENCE).unwrap());
-    println!("{}", control.stdout());
-    std::thread::sleep(Duration::from_secs(5));
-    println!("{:?}", threads(control.pid()));
-    println!("{:?}", home.written());
+    let started = control.wait_for_line("started ", PATIENCE).unwrap();
+    assert!(!started.contains("started 0"), "this library has no telemetry: the check would prove nothing");
+    eventually("the library writes its spool", PATIENCE, async || !home.files().is_empty()).await;
 
     let stack = Stack::new().config("m", ONE_INSTANCE).model("m", &models::scale(1.0));
     let home = Home::new();
-    let mut command = home.command(&millrace_harness::process::binary("millrace-worker").unwrap());
+    let mut command = home.command(&binary("millrace-worker").unwrap());
     command.envs(stack.environment());
     let mut worker = Process::spawn(command).unwrap();
-    worker.wait_for_line("ready worker=", PATIENCE).unwrap();
-    println!("{:?}", threads(worker.pid()));
-    println!("{:?}", home.written());
-    println!("{}", worker.stderr());
+    worker.wait_for_line("ready worker=", READY).unwrap();
+    let mut foreign = Foreign::connect(stack.amqp_url(), stack.prefix()).await;
+    foreign.request("m.premium", &rows(&[[1.0; 4]])).await;
+    foreign.reply(PATIENCE).await.expect("an answer").assert_row(1.0);
+    // The library's thread has the name of the one that loads it.
+    let names = threads(worker.pid());
+    assert_eq!(names.iter().filter(|name| *name == "millrace-worker").count(), 1, "{names:?}");
+    worker.terminate();
+    assert_eq!(worker.wait(READY).unwrap().code(), Some(0));
+    assert_eq!(home.files(), BTreeSet::new());
 }

@@ -2,7 +2,11 @@
 
 use std::io::IsTerminal;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::sections::{LogFormat, Logs};
 
@@ -17,8 +21,14 @@ pub fn init(logs: &Logs) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .with_target(false);
+    let is_harmless = filter_fn(shows_no_password);
     let _ = match logs.format {
-        LogFormat::Text => subscriber.compact().try_init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+        LogFormat::Text => subscriber.compact().finish().with(is_harmless).try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).finish().with(is_harmless).try_init(),
     };
+}
+
+/// Whatever the filter says: at TRACE the AMQP library writes every frame, and the first one holds the password.
+fn shows_no_password(metadata: &Metadata<'_>) -> bool {
+    !(metadata.target().starts_with("lapin") && *metadata.level() == Level::TRACE)
 }

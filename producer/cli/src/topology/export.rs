@@ -1,0 +1,125 @@
+//! `millrace topology export`
+
+use anyhow::Result;
+use clap::Args;
+use millrace_common::amqp::topology::Topology;
+use millrace_producer::Config;
+use serde_json::{Value, json};
+
+use super::apply::policy_json;
+use super::users::{self, User};
+use super::{Models, wanted};
+use crate::exit::Exit;
+use crate::global::Global;
+use crate::output;
+
+/// Print RabbitMQ definitions (JSON) of what should be on the broker
+///
+/// For `rabbitmqctl import_definitions FILE`, or `load_definitions` in rabbitmq.conf. With --models no broker is needed.
+#[derive(Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    models: Models,
+
+    /// With users and permissions; as for `millrace topology apply --users`, but with hashed passwords
+    #[arg(long)]
+    users: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  millrace topology export --models digits > definitions.json
+  rabbitmqctl import_definitions definitions.json
+
+Exit codes: 0, 2 wrong usage or configuration, 3 no broker.";
+
+pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> {
+    let config = global.load()?;
+    let models = wanted::models(&config, &arguments.models).await?;
+    if models.is_empty() {
+        eprintln!("no worker is alive and --models names none: only what all models share is exported");
+    }
+    let mut users = Vec::new();
+    if arguments.users {
+        for user in users::all(&config)? {
+            match user.password {
+                Some(_) => users.push(user),
+                None => eprintln!("{} is left out: set {} to its password", user.name, user.variable),
+            }
+        }
+    }
+    let definitions = definitions(&config, &wanted::topology(&config, &models), &users);
+    output::print(&serde_json::to_string_pretty(&definitions)?)?;
+    Ok(Exit::Success)
+}
+
+fn definitions(config: &Config, topology: &Topology, users: &[User]) -> Value {
+    let vhost = config.broker.addresses[0].vhost();
+    let in_vhost = |mut value: Value, more: Value| {
+        value["vhost"] = vhost.into();
+        if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
+            value.extend(more);
+        }
+        value
+    };
+    let exchange = |name: &str, kind| {
+        json!({"name": name, "vhost": vhost, "type": kind, "durable": true, "auto_delete": false, "internal": false,
+               "arguments": {}})
+    };
+    let mut definitions = json!({
+        "vhosts": [{ "name": vhost }],
+        "exchanges": topology.exchanges.iter()
+            .map(|it| exchange(&it.name, serde_json::to_value(it.kind).unwrap_or_default()))
+            .collect::<Vec<_>>(),
+        "queues": topology.queues.iter()
+            .map(|it| json!({"name": it.name, "vhost": vhost, "durable": true, "auto_delete": false,
+                             "arguments": it.arguments}))
+            .collect::<Vec<_>>(),
+        "bindings": topology.bindings.iter()
+            .map(|it| json!({"source": it.exchange, "vhost": vhost, "destination": it.queue,
+                             "destination_type": "queue", "routing_key": it.routing_key, "arguments": {}}))
+            .collect::<Vec<_>>(),
+        "policies": topology.policies.iter()
+            .map(|it| in_vhost(policy_json(it), json!({ "name": it.name })))
+            .collect::<Vec<_>>(),
+    });
+    if !users.is_empty() {
+        let name = |user: &User| json!({ "user": user.name });
+        definitions["users"] = users.iter().map(User::hashed_account).collect();
+        definitions["permissions"] =
+            users.iter().map(|user| in_vhost(user.permissions(), name(user))).collect();
+        definitions["topic_permissions"] = users
+            .iter()
+            .flat_map(|user| user.topics().map(|topic| in_vhost(topic, name(user))).collect::<Vec<_>>())
+            .collect();
+    }
+    definitions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn definitions_hold_every_object_in_the_virtual_host() {
+        let config = Config::load(None).unwrap();
+        let topology = wanted::topology(&config, &BTreeSet::from(["digits".to_owned()]));
+        let users = users::all(&config).unwrap();
+        let definitions = definitions(&config, &topology, &users);
+        for (kind, count) in [
+            ("exchanges", topology.exchanges.len()),
+            ("queues", topology.queues.len()),
+            ("bindings", topology.bindings.len()),
+            ("policies", topology.policies.len()),
+            ("permissions", 3),
+            ("topic_permissions", 6),
+        ] {
+            let entries = definitions[kind].as_array().unwrap();
+            assert_eq!(entries.len(), count, "{kind}");
+            assert!(entries.iter().all(|entry| entry["vhost"] == "/"), "{kind}");
+        }
+        assert_eq!(definitions["users"].as_array().unwrap().len(), 3);
+    }
+}
