@@ -48,9 +48,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         .args(&arguments.arguments)
         .current_dir(workspace::root())
         .env(BROKER_VARIABLE, &fleet.amqp_url);
-    if let Some(broker) = &broker {
-        demo.env("MILLRACE_MANAGEMENT_URL", broker.management_url());
-    }
     let status = demo.status().context("cannot run `millrace demo`")?;
     Ok(workspace::exit_code(status))
 }
@@ -61,7 +58,10 @@ fn broker_and_binaries() -> Result<(Option<Broker>, std::path::PathBuf)> {
         return Ok((None, fleet::build()?));
     }
     std::thread::scope(|scope| {
-        let broker = scope.spawn(|| Broker::start(BrokerOptions { root: None, ..BrokerOptions::default() }));
+        let broker = scope.spawn(|| {
+            // The demo speaks AMQP only; a node without plugins starts faster.
+            Broker::start(BrokerOptions { plugins: Vec::new(), root: None, ..BrokerOptions::default() })
+        });
         let binaries = fleet::build();
         let broker = broker.join().expect("starting a broker returns its errors");
         Ok((Some(broker?), binaries?))

@@ -36,17 +36,17 @@ struct Arguments {
 
 const AFTER_HELP: &str = "\
 Start here:
-  millrace doctor                          can this machine reach broker and workers, and what to do if not
-  millrace models                          what is served, by whom
+  millrace doctor          # can this machine reach broker and workers; what to do if not
+  millrace models          # what is served, by whom
   millrace infer digits --input image=[0,0,5,13,...]
   millrace submit requests.jsonl -o results.jsonl --model digits
 
 Environment:
-  MILLRACE_AMQP_URL        the broker: amqp://USER:PASSWORD@HOST:PORT/VHOST, the default virtual host as %2f
+  MILLRACE_AMQP_URL        amqp://USER:PASSWORD@HOST:PORT/VHOST; the virtual host `/` as %2f
   MILLRACE_CONFIG          the configuration file, as --config
-  MILLRACE__SECTION__KEY   any key of the configuration, such as MILLRACE__REQUESTS__TIER=premium
+  MILLRACE__SECTION__KEY   any key of it, such as MILLRACE__REQUESTS__TIER=premium
   MILLRACE_MANAGEMENT_URL  RabbitMQ's management API, for topology and doctor
-  RUST_LOG                 log filter, as debug
+  RUST_LOG                 log filter, such as debug
 
 Exit codes:
   0    all is well: every request has its result

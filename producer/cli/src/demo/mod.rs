@@ -52,10 +52,10 @@ pub(crate) struct Arguments {
 
 const AFTER_HELP: &str = "\
 Examples:
-  cargo xtask demo                 starts broker and workers first, and stops them afterwards
+  cargo xtask demo          # starts broker and workers first, and stops them afterwards
   millrace demo --data compose/data/digits.csv --training compose/models/digits/training.json
 
-Exit codes: 0 every request has its result and the accuracy is the recorded one, 1 not so, 2 wrong usage or configuration,
+Exit codes: 0 every request has its result and the accuracy is the recorded one, 1 not so, 2 wrong usage or configuration, \
 3 no broker.";
 
 #[derive(Clone, Copy, Debug)]

@@ -28,24 +28,9 @@ use crate::global::Global;
 use crate::progress::Progress;
 use crate::tally::thousands;
 
-/// Run a file of requests (JSONL) and write a file of results (JSONL); goes on where an interrupted run stopped
-///
-/// Each input line is one request:
-///
-///   {"custom_id": "a-1", "model": "digits", "body": {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32",
-///    "data": [0, 0, 5, ...]}]}}
-///
-/// `custom_id` (1 to 200 bytes) comes back with the result; keep it unique. Optional: `model`, `tier`, `version`,
-/// `deadline_ms`. `body` is a request of the Open Inference Protocol v2, as for KServe or Triton. Each output line is one
-/// answer, in no particular order:
-///
-///   {"custom_id": "a-1", "line": 0, "status": "ok", "response": {...}, "error": null, "worker": "w1", "attempt": 0,
-///    "timing": {...}, "latency_us": 5321}
-///
-/// `line` counts the input's lines from 0. `status` is `ok` or a code (`invalid_input`, `unknown_model`,
-/// `deadline_exceeded`, ...); then `error` says more and `response` is null.
+/// Run a file of requests (JSONL) and write a file of results; goes on where an interrupted run stopped
 #[derive(Args)]
-#[command(after_help = AFTER_HELP, verbatim_doc_comment)]
+#[command(long_about = LONG_ABOUT, after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// Requests, one a line; `-` is standard input
     #[arg(default_value = "-")]
@@ -89,26 +74,44 @@ pub(crate) struct Arguments {
     restart: bool,
 }
 
+const LONG_ABOUT: &str = "\
+Run a file of requests (JSONL) and write a file of results; goes on where an interrupted run stopped
+
+Each input line is one request:
+
+  {\"custom_id\": \"a-1\", \"body\": {\"inputs\": [{\"name\": \"image\", \"shape\": [1, 64],
+   \"datatype\": \"FP32\", \"data\": [0, 0, 5, ...]}]}}
+
+`custom_id` (1 to 200 bytes) comes back with the result; keep it unique. `model`, `tier`, `version` and `deadline_ms` may \
+stand beside it. `body` is a request of the Open Inference Protocol v2, as for KServe or Triton. Each output line is one \
+answer, in no particular order:
+
+  {\"custom_id\": \"a-1\", \"line\": 0, \"status\": \"ok\", \"response\": {...}, \"error\": null,
+   \"worker\": \"w1\", \"attempt\": 0, \"timing\": {...}, \"latency_us\": 5321}
+
+`line` counts the input's lines from 0. `status` is `ok` or a code (`invalid_input`, `unknown_model`, \
+`deadline_exceeded`, ...); then `error` has code and message, and `response` is null.";
+
 const AFTER_HELP: &str = "\
 Interruptions:
-  Ctrl-C waits for the requests in flight, writes their answers and stops. A second Ctrl-C, a crash, kill -9 or a lost
-  broker lose nothing: run the same command again and it goes on. OUTPUT.millrace keeps what that needs and is removed at
-  the end. The replies that came in the meantime are taken from the broker first (they wait a day), then the lines without
-  an answer are sent. At most --in-flight of them run a second time; in the output each line stands once. --model, --tier,
-  --version, the input and the broker's user must stay the same; --restart begins anew instead.
-  Standard input can be continued too: give it the same lines again.
+  Ctrl-C waits for the requests in flight, writes their answers and stops. A second Ctrl-C, a crash, kill -9 or a broker \
+that goes away lose nothing: run the same command again and it goes on. OUTPUT.millrace keeps what that needs and is removed \
+at the end. Replies that came in the meantime are taken from the broker first (they wait there for a day), then the lines \
+without an answer are sent. At most --in-flight of them run a second time, and in the output each line stands once.
+  The input, --model, --tier, --version and the broker's user must stay the same; --restart begins anew instead. Standard \
+input can be continued too: give it the same lines again.
 
-Memory stays under 100 MB for any number of small lines. Ids are compared up to 4 million lines; a repeated `custom_id` is
-reported and does no harm: `line` tells the answers apart.
+Memory stays under 100 MB for a million small lines. Ids are compared with each other up to 4 million lines; a repeated \
+`custom_id` is reported and does no harm: `line` tells the answers apart.
 
 Examples:
   millrace submit requests.jsonl -o results.jsonl --model digits
   millrace submit requests.jsonl -o results.jsonl --tier premium --in-flight 1000
   zcat requests.jsonl.gz | millrace submit - -o results.jsonl
-  jq -c 'select(.status != \"ok\")' results.jsonl          what failed, and why
+  jq -c 'select(.status != \"ok\")' results.jsonl      # what failed, and why
 
-Exit codes: 0 every line has its result, 1 some failed (the output says which), 2 wrong usage or configuration, 3 no broker,
-130 interrupted.";
+Exit codes: 0 every line has its result, 1 some failed (the output says which), 2 wrong usage or configuration, 3 no \
+broker, 130 interrupted.";
 
 fn in_flight(text: &str) -> Result<usize, String> {
     match text.parse() {

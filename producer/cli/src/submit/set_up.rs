@@ -98,22 +98,20 @@ async fn prepare(global: &Global, arguments: &Arguments, stop: CancellationToken
     let mut run = Run::new(String::new(), prefix, fingerprint, options, arguments.in_flight);
     let mut mark = 0;
     let mut left = None;
-    if earlier.is_none() {
-        has_queue(arguments, &config).await?;
-    }
-    if let Some((earlier, sent)) = earlier {
-        earlier.check(&run, config.broker.addresses[0].user())?;
-        results.resume(lines).await?;
-        if total == Some(results.done.count()) {
-            state::remove(&state_path)?;
-            return Ok(SetUp::Complete(Summary::new(&results, &Seen::default(), Duration::ZERO)));
+    match earlier {
+        None => has_queue(arguments, &config).await?,
+        Some((earlier, sent)) => {
+            earlier.check(&run, config.broker.addresses[0].user())?;
+            results.resume(lines).await?;
+            if total == Some(results.done.count()) {
+                state::remove(&state_path)?;
+                return Ok(SetUp::Complete(Summary::new(&results, &Seen::default(), Duration::ZERO)));
+            }
+            let missing = missing(&results, seen.as_ref(), sent.min(lines));
+            left = Some(Earlier { missing, bound: earlier.in_flight });
+            mark = sent;
+            run.go_on(earlier, missing > 0);
         }
-        let blank = seen.as_ref().map(|seen| &seen.blank);
-        let has_answer =
-            |line| results.done.contains(line) || blank.is_some_and(|blank| blank.contains(line));
-        let missing = (0..sent.min(lines)).filter(|&line| !has_answer(line)).count() as u64;
-        left = Some(Earlier { missing, bound: earlier.in_flight });
-        (run.id, run.reply_key, mark) = (earlier.id, earlier.reply_key, sent);
     }
     let defaults = defaults(arguments, &config);
     let builder = Client::builder(config).name(format!("millrace submit {}", run.id));
@@ -134,6 +132,12 @@ async fn prepare(global: &Global, arguments: &Arguments, stop: CancellationToken
         seen: Seen::default(),
     };
     Ok(SetUp::Ready(Box::new(Ready { session, input, total, earlier: left })))
+}
+
+/// Lines sent, that is below the mark, without an answer.
+fn missing(results: &Results, seen: Option<&Survey>, mark: u64) -> u64 {
+    let is_blank = |line| seen.is_some_and(|seen| seen.blank.contains(line));
+    (0..mark).filter(|&line| !results.done.contains(line) && !is_blank(line)).count() as u64
 }
 
 fn source(input: &Path, output: &Path) -> Result<Source> {

@@ -59,6 +59,16 @@ impl Run {
         Self { format: FORMAT, id, reply_key, prefix, input, options, in_flight }
     }
 
+    /// Makes this run the continuation of `earlier`, which may have left requests in flight.
+    pub(super) fn go_on(&mut self, earlier: Self, is_some_in_flight: bool) {
+        self.id = earlier.id;
+        self.reply_key = earlier.reply_key;
+        if is_some_in_flight {
+            // They stay in flight besides our own.
+            self.in_flight = self.in_flight.max(earlier.in_flight);
+        }
+    }
+
     /// Whether `now` may go on with this run; says what differs if not.
     pub(super) fn check(&self, now: &Self, user: &str) -> Result<()> {
         let own = self.reply_key.rsplit_once('.').map_or("", |(user, _)| user);

@@ -41,10 +41,10 @@ const AFTER_HELP: &str = "\
 Examples:
   millrace topology apply
   millrace topology apply --models digits,sentiment
-  MILLRACE_USER_WORKER_PASSWORD=... millrace topology apply --users --management-url https://broker:15671
+  MILLRACE_USER_WORKER_PASSWORD=... millrace topology apply --users
 
-A queue's arguments cannot change while it exists: `millrace topology diff` shows such differences. Drain the queue, delete it
-and apply again.
+A queue's arguments cannot change while it exists: `millrace topology diff` shows such differences. Drain the queue, delete \
+it and apply again.
 
 Exit codes: 0 applied, 1 something was refused or policies were skipped, 2 wrong usage or configuration, 3 no broker.";
 

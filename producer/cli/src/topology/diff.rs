@@ -30,11 +30,11 @@ pub(super) struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-Without --models the queues of every model found on the broker or in the fleet are compared; with it, those of other models
+Without --models the queues of every model found on the broker or in the fleet are compared; with it, those of other models \
 count as `-`.
 
-What to do: `+` and differing policies: `millrace topology apply`. A differing queue or exchange cannot change while it exists:
-drain it, delete it, apply. `-`: delete it when nothing uses it any more.
+What to do about `+` and about policies: `millrace topology apply`. A queue or exchange that differs cannot change while it \
+exists: drain it, delete it, apply. Delete what is marked `-` when nothing uses it any more.
 
 Examples:
   millrace topology diff

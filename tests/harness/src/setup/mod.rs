@@ -20,8 +20,8 @@ use std::process::{Command, Stdio};
 use crate::process;
 pub use conformance::onnx_node_tests;
 pub use debootstrap::{debian_base, debian_rootfs};
-pub use pika::pika;
 pub use onnxruntime::{LIBRARY_VARIABLE, ONNXRUNTIME_VERSION, onnxruntime};
+pub use pika::pika;
 pub use rabbitmq::{RabbitMq, rabbitmq};
 
 /// Why the set-up stopped; the message says what to run by hand.
