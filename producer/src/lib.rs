@@ -2,11 +2,11 @@
 //!
 //! ```no_run
 //! use millrace_producer::{Client, Config, Request};
-//! use ndarray::array;
+//! use ndarray::Array2;
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::connect(Config::load(None)?).await?;
-//! let image = array![[0.0f32; 64]];
+//! let image = Array2::<f32>::zeros((1, 64));
 //! let request = Request::new("digits").tier("premium").input_array("image", image.view())?;
 //! let response = client.infer(request).await?;
 //! let label = response.array::<i64>("label")?;

@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     /// How many worker processes
     #[arg(long, default_value_t = 2)]
     workers: u16,
-    /// Model repository: <DIR>/<model>/<version>/model.onnx; compose/models by default
+    /// Model repository: `DIR/MODEL/VERSION/model.onnx`; compose/models by default
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
     /// AMQP port of the broker; a free one by default

@@ -71,6 +71,15 @@ struct Air {
     bytes: usize,
     waiting: VecDeque<Line>,
     is_input_over: bool,
+    /// Lines whose flights gave up, because of the stop.
+    given_up: u64,
+}
+
+impl Air {
+    /// Whether nothing is left to do.
+    fn is_clear(&self) -> bool {
+        self.is_input_over && self.waiting.is_empty() && self.flights.is_empty()
+    }
 }
 
 enum Event {
@@ -103,7 +112,7 @@ impl Session {
         Ok(collected)
     }
 
-    /// Sends every line that comes and writes every answer. Returns whether the input came to its end.
+    /// Sends every line that comes and writes every answer. Returns whether all lines have their answer.
     pub(super) async fn run(
         &mut self,
         mut input: mpsc::Receiver<std::io::Result<Vec<Line>>>,
@@ -114,13 +123,13 @@ impl Session {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut is_stopping = false;
         let mut failure = None;
-        while !(air.flights.is_empty() && (is_stopping || (air.is_input_over && air.waiting.is_empty()))) {
+        while !(air.is_clear() || (is_stopping && air.flights.is_empty())) {
             let wants_lines = !is_stopping && !air.is_input_over && air.waiting.is_empty();
             let event = tokio::select! {
                 biased;
+                () = self.stop.cancelled(), if !is_stopping => Event::Stop,
                 Some(landing) = air.flights.next() => Event::Landing(landing),
                 Some(orphan) = self.orphans.recv() => Event::Orphan(orphan),
-                () = self.stop.cancelled(), if !is_stopping => Event::Stop,
                 lines = input.recv(), if wants_lines => Event::Lines(lines),
                 _ = ticks.tick() => Event::Tick,
             };
@@ -144,7 +153,8 @@ impl Session {
                 }
                 Event::Tick => progress.show(self.standing(&air)),
             }
-            if !is_stopping {
+            // Not `is_stopping`: a landing may have come because of the stop, and must not make room for a new flight.
+            if !self.stop.is_cancelled() {
                 self.take_off(&mut air).await?;
             }
         }
@@ -152,7 +162,7 @@ impl Session {
         progress.show(self.standing(&air));
         match failure {
             Some(error) => Err(error).context("cannot read the input; run the same command again to go on"),
-            None => Ok(air.is_input_over && air.waiting.is_empty()),
+            None => Ok(air.is_clear() && air.given_up == 0),
         }
     }
 
@@ -207,9 +217,12 @@ impl Session {
         let mut next = Some(landing);
         while let Some(Landing { line, custom_id, bytes, landed }) = next {
             air.bytes -= bytes;
-            if let Some(Landed { outcome, receipt, latency }) = landed {
-                let answer = Answer::new(line, &custom_id, &outcome, Some(latency));
-                self.take(&answer, receipt).await?;
+            match landed {
+                Some(Landed { outcome, receipt, latency }) => {
+                    let answer = Answer::new(line, &custom_id, &outcome, Some(latency));
+                    self.take(&answer, receipt).await?;
+                }
+                None => air.given_up += 1,
             }
             next = air.flights.next().now_or_never().flatten();
         }
