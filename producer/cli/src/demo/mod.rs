@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "compose/models/digits/training.json")]
     training: PathBuf,
 
-    /// Name of the model; input `image` FP32 [n, 64], output `label` INT64 [n]
+    /// Name of the model; input `image` FP32 `[n, 64]`, output `label` INT64 `[n]`
     #[arg(long, default_value = "digits")]
     model: String,
 

@@ -30,7 +30,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     no_policies: bool,
 
-    /// Set up the users <prefix>-worker, <prefix>-producer and <prefix>-operator as well, each with the least permissions
+    /// Set up the users `<prefix>-worker`, `<prefix>-producer` and `<prefix>-operator` as well, each with the least permissions
     /// that its role needs. Passwords come from MILLRACE_USER_WORKER_PASSWORD, MILLRACE_USER_PRODUCER_PASSWORD and
     /// MILLRACE_USER_OPERATOR_PASSWORD; a role without one is left out
     #[arg(long, conflicts_with = "no_policies")]

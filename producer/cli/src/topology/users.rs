@@ -142,7 +142,7 @@ impl User {
     }
 }
 
-/// <https://www.rabbitmq.com/docs/passwords#computing-password-hash>: base64(salt + sha256(salt + password)).
+/// `base64(salt + sha256(salt + password))`, by <https://www.rabbitmq.com/docs/passwords>.
 fn password_hash(password: &str, salt: [u8; 4]) -> String {
     let digest = Sha256::new().chain_update(salt).chain_update(password).finalize();
     STANDARD.encode([&salt[..], &digest[..]].concat())
