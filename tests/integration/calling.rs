@@ -69,14 +69,14 @@ async fn an_unknown_model_comes_back_at_once_and_its_neighbours_do_not() {
     let client = stack.client().await;
     let row = Array2::from_elem((1, 4), 1.0f32);
 
-    // On one connection, many at once: the broker's returns must find the right requests.
+    // On one connection, so many at once that the broker gathers its confirms: its returns must find the right requests.
     let started = Instant::now();
-    let requests = (0..100).map(|number| {
+    let requests = (0..2000).map(|number| {
         let model = if number % 2 == 0 { "double" } else { "nobody" };
         Request::new(model).input_array("x", row.view()).unwrap()
     });
-    let results: Vec<_> = client.stream(stream::iter(requests), 100).collect().await;
-    assert_eq!(results.len(), 100);
+    let results: Vec<_> = client.stream(stream::iter(requests), 500).collect().await;
+    assert_eq!(results.len(), 2000);
     for (position, result) in results {
         match result {
             Ok(_) => assert_eq!(position % 2, 0),
@@ -88,7 +88,7 @@ async fn an_unknown_model_comes_back_at_once_and_its_neighbours_do_not() {
         }
     }
     // The deadline is a minute.
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
 
     // Such a name cannot even be a routing key.
     let invalid = client.infer(Request::new("no/model")).await.unwrap_err();

@@ -157,7 +157,6 @@ impl Ledger {
         let mut book = self.book();
         let (prefix, alone) = book.tick();
         let waits = !book.overdue.is_empty();
-        drop(book);
         if let Some(tag) = prefix {
             self.send_ack(tag, true);
         }
@@ -172,15 +171,18 @@ impl Ledger {
     }
 
     fn finish(&self, tag: u64) {
-        let prefix = self.book().finish(tag);
-        match prefix {
+        // The guard is kept while frames are queued, here and below: an older cumulative acknowledgement behind a newer
+        // one names a delivery already settled, and the broker closes the channel for that.
+        let mut book = self.book();
+        match book.finish(tag) {
             Some(tag) => self.send_ack(tag, true),
             None => self.waiting.notify_one(),
         }
     }
 
     fn give_back(&self, tag: u64) {
-        self.book().passed.insert(tag);
+        let mut book = self.book();
+        book.passed.insert(tag);
         let options = BasicNackOptions { multiple: false, requeue: true };
         let _ = self.channel.basic_nack(tag, options).now_or_never();
     }

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
 use millrace_common::amqp::address::Address;
 use millrace_common::amqp::connection::Connector;
+use millrace_common::amqp::inspect::missing;
 use millrace_common::telemetry::logs;
 use millrace_producer::{Client, Config};
 
 use crate::exit::usage;
+use crate::topology::only_exchanges;
 
 /// Flags of every command.
 #[derive(Args)]
@@ -54,8 +56,29 @@ impl Global {
 
     /// A client with a reply queue of its own.
     pub(crate) async fn connect(&self) -> Result<Client> {
-        Ok(Client::builder(self.load()?).name("millrace").connect().await?)
+        let config = self.load()?;
+        reach(&config).await?;
+        Ok(Client::builder(config).name("millrace").connect().await?)
     }
+}
+
+/// Fails at once and with one line where no address answers, or the topology is not there. The library tries again for a
+/// while, and logs each attempt.
+pub(crate) async fn reach(config: &Config) -> Result<()> {
+    if config.topology.declare {
+        return Ok(()); // the client's first step, declaring the topology, finds out
+    }
+    let names = config.topology.names();
+    let needed = only_exchanges(config, &[names.request_exchange(), names.reply_exchange()]);
+    let missing = missing(&connector(config)?, &needed).await?;
+    if !missing.is_empty() {
+        bail!(
+            "{} missing on the broker: let an operator run `millrace topology apply`; or check topology.prefix and the \
+             virtual host",
+            missing.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// A way to connect without a reply queue.

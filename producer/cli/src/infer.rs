@@ -11,7 +11,7 @@ use millrace_common::protocol::codec::decode_request;
 use millrace_producer::{Client, Error, Fleet, InferRequest, ModelStatus, Request, Response};
 
 use crate::exit::{Exit, usage};
-use crate::global::Global;
+use crate::global::{Global, reach};
 use crate::infer_input::Input;
 use crate::models::NOBODY;
 use crate::output;
@@ -91,6 +91,7 @@ pub(crate) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
             Some(body)
         }
     };
+    reach(&config).await?;
     let client = Client::builder(config).name("millrace infer").connect().await?;
     let ended = infer(&client, arguments, body).await;
     client.close().await;

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("millrace: {error:#}");
+            eprintln!("millrace: {}", exit::text(&error));
             exit::of(&error).into()
         }
     }

@@ -14,7 +14,7 @@ use millrace_producer::{Client, Datatype, Error, Request, Response, Tensor};
 use self::digits::{Digit, PIXELS, digits, training};
 use self::report::report;
 use crate::exit::{Exit, usage};
-use crate::global::Global;
+use crate::global::{Global, reach};
 use crate::models::NOBODY;
 use crate::progress::{Progress, Standing};
 use crate::tally::{Latencies, Workers};
@@ -86,7 +86,9 @@ pub(crate) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     if let Count::Some(count) = arguments.requests {
         digits.truncate(count);
     }
-    let client = Client::builder(global.load()?).name("millrace demo").connect().await?;
+    let config = global.load()?;
+    reach(&config).await?;
+    let client = Client::builder(config).name("millrace demo").connect().await?;
     let ran = match wait_for_worker(&client, &arguments.model).await {
         Ok(()) => Some(classify(&client, arguments, &digits).await),
         Err(()) => None,

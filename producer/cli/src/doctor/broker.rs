@@ -14,16 +14,18 @@ use millrace_producer::{Client, Config};
 use serde::Deserialize;
 
 use super::report::Report;
+use crate::exit::text;
+use crate::global::reach;
 use crate::management::Management;
-use crate::topology::status_exchange;
+use crate::topology::only_exchanges;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The oldest broker that the integration tests run on.
 const OLDEST: (u32, u32) = (3, 10);
 
 /// Whether any address answers and lets this user in; each one is tried.
-pub(super) async fn reach(report: &mut Report, config: &Config) -> bool {
-    let mut is_reached = false;
+pub(super) async fn is_reached(report: &mut Report, config: &Config) -> bool {
+    let mut does_answer = false;
     for address in &config.broker.addresses {
         let mut broker = config.broker.clone();
         broker.addresses = vec![address.clone()];
@@ -35,7 +37,7 @@ pub(super) async fn reach(report: &mut Report, config: &Config) -> bool {
         };
         match tried {
             Ok(_) => {
-                is_reached = true;
+                does_answer = true;
                 report.good("broker", &format!("{address} answers"));
             }
             Err(error) => report.bad(
@@ -46,7 +48,7 @@ pub(super) async fn reach(report: &mut Report, config: &Config) -> bool {
             ),
         }
     }
-    is_reached
+    does_answer
 }
 
 #[derive(Deserialize)]
@@ -90,7 +92,7 @@ fn is_old(version: &str) -> bool {
 /// Whether this user may have queues of its own: declare, bind, consume.
 pub(super) async fn may_listen(report: &mut Report, config: &Config, connector: &Connector) -> bool {
     let status = config.topology.names().status_exchange();
-    match missing(connector, &status_exchange(config)).await {
+    match missing(connector, &only_exchanges(config, std::slice::from_ref(&status))).await {
         Ok(missing) if missing.is_empty() => {}
         Ok(_) => {
             report.bad(
@@ -161,6 +163,12 @@ pub(super) async fn may_publish(report: &mut Report, config: &Config, connector:
 /// A reply's way: from the exchange to this process's own reply queue and out of it.
 pub(super) async fn round_trip(report: &mut Report, config: &Config) {
     let what = "replies";
+    let mut config = config.clone();
+    // To look is not to repair.
+    config.topology.declare = false;
+    if let Err(error) = reach(&config).await {
+        return report.bad(what, &text(&error), "the lines above may tell");
+    }
     let (client, mut orphans) =
         match Client::builder(config.clone()).name("millrace doctor").connect_with_orphans().await {
             Ok(connected) => connected,

@@ -12,7 +12,7 @@ use clap::Args;
 use millrace_producer::Config;
 
 use self::report::Report;
-use crate::exit::Exit;
+use crate::exit::{Exit, text};
 use crate::global::{Global, connector};
 use crate::management::{Management, Place};
 
@@ -44,7 +44,7 @@ pub(crate) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     let config = match global.load() {
         Ok(config) => config,
         Err(error) => {
-            report.bad("configuration", &format!("{error:#}"), "correct the key that it names");
+            report.bad("configuration", &text(&error), "correct what it names");
             return Ok(report.exit());
         }
     };
@@ -54,7 +54,7 @@ pub(crate) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     );
     report.good("configuration", &from);
     library(&mut report);
-    if broker::reach(&mut report, &config).await {
+    if broker::is_reached(&mut report, &config).await {
         check_broker(&mut report, &config, &arguments.place).await?;
     }
     Ok(report.exit())

@@ -7,6 +7,7 @@ use millrace_common::amqp::inspect::{missing, queue_depth};
 use millrace_producer::Config;
 
 use super::report::Report;
+use crate::exit::text;
 use crate::management::Management;
 use crate::topology::{Difference, Live, differences, wanted_topology};
 
@@ -27,7 +28,7 @@ pub(super) async fn check(
         Ok(live) => compare(report, config, &live, models),
         Err(error) => {
             exists(report, config, connector, models).await;
-            report.warn("policies", "not checked", &format!("{error:#}"));
+            report.warn("policies", "not checked", &text(&error));
         }
     }
     dead(report, config, connector).await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{BufReader, ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use millrace_producer::{Code, Receipt};
@@ -16,6 +17,8 @@ use crate::exit::usage;
 
 /// Answers gathered before they are written, in bytes.
 const GATHER: usize = 1 << 20;
+/// Between two tries to lock the file.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// The longest output line that is read back: a message's limit, as text.
 const MAX_LINE: usize = 2 << 30;
 
@@ -41,23 +44,13 @@ pub(super) struct Results {
 
 impl Results {
     /// Opens and locks the file, creating it if need be.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) async fn open(path: &Path) -> Result<Self> {
         let open = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let file = open.with_context(|| format!("cannot open {}", path.display()))?;
         if !file.metadata()?.is_file() {
             return Err(usage(format!("{} is not a regular file: resuming needs one", path.display())));
         }
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(usage(format!(
-                    "another `millrace submit` is writing {}: wait for it, or stop it first",
-                    path.display()
-                )));
-            }
-            // A file system without locks: nothing to be done about it.
-            Err(TryLockError::Error(error)) => allow_missing_locks(&error, path)?,
-        }
+        lock(&file, path).await?;
         Ok(Self {
             path: path.to_owned(),
             file: file.into(),
@@ -151,11 +144,27 @@ impl Results {
     }
 }
 
-fn allow_missing_locks(error: &std::io::Error, path: &Path) -> Result<()> {
-    if error.kind() == ErrorKind::Unsupported {
-        return Ok(());
+/// A run that was just killed may take a moment to go.
+async fn lock(file: &File, path: &Path) -> Result<()> {
+    let mut tries_left = 20;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            // A file system without locks: nothing to be done about it.
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => return Ok(()),
+            Err(TryLockError::Error(error)) => bail!("cannot lock {}: {error}", path.display()),
+            Err(TryLockError::WouldBlock) if tries_left == 0 => {
+                return Err(usage(format!(
+                    "another `millrace submit` is writing {}: wait for it, or stop it first",
+                    path.display()
+                )));
+            }
+            Err(TryLockError::WouldBlock) => {
+                tries_left -= 1;
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+        }
     }
-    bail!("cannot lock {}: {error}", path.display())
 }
 
 /// The lines answered, their statuses, and the length of the file up to the last whole line.
@@ -202,7 +211,7 @@ mod tests {
     async fn resumed(text: &str) -> Result<(Results, String)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let mut results = Results::open(file.path())?;
+        let mut results = Results::open(file.path()).await?;
         results.resume(100).await?;
         let answer = Answer { line: 42, failure: None, worker: None, latency: None, text: b"new\n".to_vec() };
         assert!(results.add(&answer, None).await?);
@@ -234,12 +243,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn two_runs_do_not_share_an_output() {
+    #[tokio::test]
+    async fn two_runs_do_not_share_an_output() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let first = Results::open(file.path()).unwrap();
-        assert!(Results::open(file.path()).unwrap_err().to_string().contains("another"));
+        let first = Results::open(file.path()).await.unwrap();
+        assert!(Results::open(file.path()).await.unwrap_err().to_string().contains("another"));
         drop(first);
-        Results::open(file.path()).unwrap();
+        Results::open(file.path()).await.unwrap();
     }
 }

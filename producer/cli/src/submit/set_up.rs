@@ -18,7 +18,7 @@ use super::state::{self, Options, Run, StateFile};
 use super::summary::Summary;
 use super::survey::{Duplicates, Fingerprint, Survey, survey};
 use crate::exit::usage;
-use crate::global::{Global, connector};
+use crate::global::{Global, connector, reach};
 use crate::tally::thousands;
 
 /// The reply queue of an interrupted run waits this long for its continuation.
@@ -73,7 +73,7 @@ async fn prepare(global: &Global, arguments: &Arguments, stop: CancellationToken
     config.requests.reply_prefetch = config.requests.reply_prefetch.min(PREFETCH);
     let source = source(&arguments.input, &arguments.output)?;
     let state_path = StateFile::path(&arguments.output);
-    let mut results = Results::open(&arguments.output)?;
+    let mut results = Results::open(&arguments.output).await?;
     if arguments.restart {
         state::remove(&state_path)?;
         results.clear().await?;
@@ -113,6 +113,7 @@ async fn prepare(global: &Global, arguments: &Arguments, stop: CancellationToken
             run.go_on(earlier, missing > 0);
         }
     }
+    reach(&config).await?;
     let defaults = defaults(arguments, &config);
     let builder = Client::builder(config).name(format!("millrace submit {}", run.id));
     let builder = if run.reply_key.is_empty() { builder } else { builder.reply_key(&run.reply_key) };

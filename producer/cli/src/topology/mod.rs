@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 
 pub(crate) use self::diff::{Difference, differences};
 pub(crate) use self::live::Live;
-pub(crate) use self::wanted::{status_exchange, topology as wanted_topology};
+pub(crate) use self::wanted::{only_exchanges, topology as wanted_topology};
 use crate::exit::Exit;
 use crate::global::Global;
 

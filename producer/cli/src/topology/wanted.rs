@@ -34,19 +34,19 @@ pub(crate) fn topology(config: &Config, models: &BTreeSet<String>) -> Topology {
     topology
 }
 
-/// The exchange that workers announce themselves on, alone.
-pub(crate) fn status_exchange(config: &Config) -> Topology {
-    let status = config.topology.names().status_exchange();
+/// These exchanges, alone.
+pub(crate) fn only_exchanges(config: &Config, names: &[String]) -> Topology {
     let mut exchanges = Topology::shared(&config.topology).exchanges;
-    exchanges.retain(|exchange| exchange.name == status);
+    exchanges.retain(|exchange| names.contains(&exchange.name));
     Topology { exchanges, ..Topology::default() }
 }
 
 /// Listens for a second and a half. Nothing is declared but a queue of our own.
 async fn served(config: &Config) -> Result<BTreeSet<String>> {
     let connector = connector(config)?;
+    let status = config.topology.names().status_exchange();
     // A listener binds to the status exchange: without it there is no fleet either.
-    if !missing(&connector, &status_exchange(config)).await?.is_empty() {
+    if !missing(&connector, &only_exchanges(config, &[status])).await?.is_empty() {
         return Ok(BTreeSet::new());
     }
     let directory = Directory::listen(connector, &config.topology);
