@@ -1,6 +1,7 @@
 //! Takes deliveries, refuses hostile ones, and sees each to its lane.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ use crate::job::{Answer, Duty, Job, Original, Settlement, Verdict};
 const VERSION_HOPS: &str = "x-version-hops";
 /// Hops allowed while no worker is known to serve the version: the directory may not have heard of it yet.
 const UNKNOWN_VERSION_HOPS: u64 = 3;
+/// The longest pause between hops to a version that is served, as a retry step: about one in two workers has it, or one in
+/// many, and the deadline runs.
+const FAR_STEP: u64 = 2;
 /// Lane budgets are counted in pieces of this many bytes, since semaphores count to `u32` only.
 const BUDGET_UNIT: usize = 1024;
 
@@ -260,13 +264,25 @@ impl Intake {
     fn pass_on(&self, route: &Route, duty: &Duty, meta: &RequestMeta) -> Verdict {
         let version = meta.model_version.unwrap_or(0);
         let hops = duty.original.properties.count(VERSION_HOPS).ok().flatten().unwrap_or(0);
-        if hops >= UNKNOWN_VERSION_HOPS && !self.directory.serves(&route.model, version) {
+        let is_served = self.directory.serves(&route.model, version);
+        if hops >= UNKNOWN_VERSION_HOPS && !is_served {
             let message = format!("no worker serves version {version} of model `{}`", route.model);
             return Verdict::Reply(Answer::failure(Code::UnknownVersion, message));
         }
-        let step = usize::try_from(hops).unwrap_or(usize::MAX);
+        let step = if is_served { scattered(&meta.request_id, hops) } else { hops };
+        let step = usize::try_from(step).unwrap_or(usize::MAX);
         Verdict::Retry { step, headers: vec![(VERSION_HOPS, hops + 1)] }
     }
+}
+
+/// The retry step before the next hop of a request whose version is served elsewhere: any up to `hops` and [`FAR_STEP`].
+///
+/// The broker deals a queue's messages to its consumers in turn. Two requests that wait for each other's worker and come
+/// back together are dealt to the wrong ones again, for ever, so each goes by a sequence of pauses of its own.
+fn scattered(request_id: &str, hops: u64) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (request_id, hops).hash(&mut hasher);
+    hasher.finish() % (hops.min(FAR_STEP) + 1)
 }
 
 /// Bytes that a delivery will hold: JSON is kept as text and as tensors, which take up to about twice the text.
