@@ -118,6 +118,19 @@ fn documents_of_another_structure_are_refused() {
     ] {
         assert_malformed(body, expected);
     }
+    let odd = r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"binary_data":"yes"}}]}"#;
+    assert_eq!(request_error(odd, None), "tensor `y`: `binary_data` is not true or false");
+}
+
+#[test]
+fn null_stands_for_an_absent_member_that_may_be_absent() {
+    let absent = r#"{"inputs":[{"name":"x","shape":[1],"datatype":"BOOL","data":[true]}]}"#;
+    let null = r#"{"id":null,"parameters":null,"outputs":null,
+        "inputs":[{"name":"x","shape":[1],"datatype":"BOOL","data":[true],"parameters":null}]}"#;
+    let decode = |text| decode_request(&Bytes::from_static(text), None, &LIMITS);
+    let (absent, null) = (decode(absent.as_bytes()), decode(null.as_bytes()));
+    assert!(absent.is_ok() && null.is_ok(), "{null:?}");
+    assert_eq!(null.ok(), absent.ok());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Loading: the commented default file is compiled in *as* the defaults, so it cannot go stale.
 //!
 //! Layers, later wins: the default file; the file given; `MILLRACE__SECTION__KEY=value` variables (a list as comma-separated
-//! text for `MILLRACE__BROKER__ADDRESSES`); `MILLRACE_AMQP_URL`, the short form of that one.
+//! text); `MILLRACE_AMQP_URL`, the short form of `MILLRACE__BROKER__ADDRESSES`.
 
 use std::path::Path;
 
@@ -47,6 +47,10 @@ pub trait Validate {
     fn validate(&self) -> Result<(), Invalid>;
 }
 
+/// Keys whose value in the environment is a list: text alone does not tell `a,b` from a name with a comma.
+const LISTS: [&str; 4] =
+    ["broker.addresses", "models.serve", "topology.retry_delays_ms", "worker.gateway_users"];
+
 /// Loads and validates a configuration.
 ///
 /// # Errors
@@ -59,14 +63,15 @@ where
     if let Some(file) = file {
         layers = layers.add_source(File::from(file).format(FileFormat::Toml));
     }
-    layers = layers.add_source(
-        Environment::with_prefix("MILLRACE")
-            .prefix_separator("__")
-            .separator("__")
-            .try_parsing(true)
-            .list_separator(",")
-            .with_list_parse_key("broker.addresses"),
-    );
+    let mut environment = Environment::with_prefix("MILLRACE")
+        .prefix_separator("__")
+        .separator("__")
+        .try_parsing(true)
+        .list_separator(",");
+    for key in LISTS {
+        environment = environment.with_list_parse_key(key);
+    }
+    layers = layers.add_source(environment);
     if let Ok(address) = std::env::var("MILLRACE_AMQP_URL") {
         let addresses: Vec<&str> = address.split(',').collect();
         layers = layers.set_override("broker.addresses", addresses)?;

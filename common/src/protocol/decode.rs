@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::codec::Limits;
-use super::document::{Dimension, Object, RawRequest, RawResponse, RawTensor};
+use super::document::{Dimension, Object, RawOutput, RawRequest, RawResponse, RawTensor};
 use super::elements::{self, ElementError};
 use super::request::{InferRequest, Parameter, RequestedOutput};
 use super::response::InferResponse;
@@ -49,7 +49,7 @@ pub enum DecodeError {
         /// What is wrong.
         source: ElementError,
     },
-    /// A tensor has no data, has both forms, or its binary size is not a count of bytes in the body.
+    /// A tensor has no data, has both forms, or a parameter of it that says how is not what it must be.
     #[error("tensor `{name}`: {problem}")]
     Data {
         /// Tensor name.
@@ -76,19 +76,20 @@ pub fn decode_request(
     let (header, mut rest) = split(bytes, header_length, limits)?;
     let Object(raw) = serde_json::from_slice::<Object<RawRequest<'_>>>(header)?;
     let inputs = tensors(raw.inputs.0, &mut rest, limits)?;
-    let outputs = raw
-        .outputs
-        .0
-        .into_iter()
-        .map(|Object(output)| RequestedOutput {
-            name: output.name.0.into_owned(),
-            binary: match output.parameters.binary_data {
-                Some(Parameter::Bool(binary)) => Some(binary),
-                _ => None,
-            },
-        })
-        .collect();
+    let outputs = raw.outputs.map_or_else(Vec::new, |outputs| outputs.0);
+    let outputs =
+        outputs.into_iter().map(|Object(output)| requested(output)).collect::<Result<Vec<_>, _>>()?;
     Ok(InferRequest { id: raw.id.map(|id| id.0.into_owned()), parameters: raw.parameters.0, inputs, outputs })
+}
+
+fn requested(output: RawOutput<'_>) -> Result<RequestedOutput, DecodeError> {
+    let name = output.name.0.into_owned();
+    let binary = match output.parameters.binary_data {
+        None => None,
+        Some(Parameter::Bool(binary)) => Some(binary),
+        Some(_) => return Err(DecodeError::Data { name, problem: "`binary_data` is not true or false" }),
+    };
+    Ok(RequestedOutput { name, binary })
 }
 
 /// Decodes a response; as [`decode_request`].

@@ -22,7 +22,7 @@ pub(super) struct RawRequest<'a> {
     #[serde(borrow)]
     pub(super) inputs: Bounded<Object<RawTensor<'a>>, MAX_TENSORS>,
     #[serde(borrow, default)]
-    pub(super) outputs: Bounded<Object<RawOutput<'a>>, MAX_TENSORS>,
+    pub(super) outputs: Option<Bounded<Object<RawOutput<'a>>, MAX_TENSORS>>,
 }
 
 #[derive(serde::Deserialize)]
@@ -116,12 +116,6 @@ impl<'de> Deserialize<'de> for Dimension {
 
 /// An array of at most `N` items: refused while reading, before the rest is allocated.
 pub(super) struct Bounded<T, const N: usize>(pub(super) Vec<T>);
-
-impl<T, const N: usize> Default for Bounded<T, N> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
 
 impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Bounded<T, N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -230,6 +224,10 @@ impl<'de, F: FnMut(Cow<'de, str>, Parameter) -> bool> Visitor<'de> for Entries<F
                 return Err(A::Error::custom("a parameter is given twice"));
             }
         }
+        Ok(())
+    }
+    /// Clients that write absent members as null are common.
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
         Ok(())
     }
     fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
