@@ -80,7 +80,8 @@ fn scenario(stack: &Stack, binaries: &Path, clock: &Clock) -> Result<()> {
     stack.up(&[])?;
     healthy(stack, "rabbitmq", 1)?;
     healthy(stack, "worker", 1)?;
-    clock.tell("healthy; demo");
+    clock.tell("healthy; limits and demo");
+    limits(stack)?;
     demo(stack)?;
     clock.tell(&format!("{WORKERS} workers"));
     stack.up(&["--no-deps", "--no-recreate", "--scale", &format!("worker={WORKERS}"), "worker"])?;
@@ -107,6 +108,23 @@ fn healthy(stack: &Stack, service: &str, count: usize) -> Result<Vec<Container>>
     })
 }
 
+/// `topology` ran by itself, too.
+fn limits(stack: &Stack) -> Result<()> {
+    let ended = end_of(stack, "topology")?;
+    let code = ended.state.exit_code;
+    ensure!(code == 0, "topology ended with exit code {code}:\n{}", engine::logs(&ended.id)?);
+    let policies = stack.queues("policy")?;
+    let is_limited = |&queue: &&str| policies.get(queue).is_some_and(|policy| !policy.is_empty());
+    ensure!(QUEUES.iter().all(is_limited), "a queue has no limits: {policies:?}");
+    Ok(())
+}
+
+fn end_of(stack: &Stack, service: &str) -> Result<Container> {
+    eventually(&format!("the end of {service}"), || {
+        Ok(stack.containers(service)?.into_iter().find(|container| container.state.status == "exited"))
+    })
+}
+
 #[derive(Deserialize)]
 struct Training {
     correct: usize,
@@ -115,10 +133,7 @@ struct Training {
 
 /// The demo ran by itself, as everyone sees it at their first `up`.
 fn demo(stack: &Stack) -> Result<()> {
-    let ended = eventually("the demo's end", || {
-        let ended = stack.containers("demo")?.into_iter().find(|demo| demo.state.status == "exited");
-        Ok(ended)
-    })?;
+    let ended = end_of(stack, "demo")?;
     let table = engine::logs(&ended.id)?;
     println!("{table}");
     ensure!(ended.state.exit_code == 0, "the demo ended with exit code {}", ended.state.exit_code);
@@ -135,7 +150,8 @@ fn demo(stack: &Stack) -> Result<()> {
 fn consumers(stack: &Stack, wanted: usize) -> Result<()> {
     // The statistics of quorum queues lag some seconds.
     eventually(&format!("{wanted} consumers on each queue"), || {
-        let counts = stack.consumers()?;
+        let counts = stack.queues("consumers")?;
+        let wanted = wanted.to_string();
         let is_reached = QUEUES.iter().all(|&queue| counts.get(queue) == Some(&wanted));
         Ok(is_reached.then_some(()))
     })

@@ -132,16 +132,12 @@ impl Stack {
         Ok(format!("amqp://{user}:{password}@{}/%2f", place.trim()))
     }
 
-    /// Consumers by queue.
-    pub(super) fn consumers(&self) -> Result<BTreeMap<String, usize>> {
+    /// A column of `rabbitmqctl list_queues`, by queue.
+    pub(super) fn queues(&self, column: &str) -> Result<BTreeMap<String, String>> {
         let broker = self.containers("rabbitmq")?.pop().context("there is no broker")?;
-        let text =
-            docker(&["exec", &broker.id, "rabbitmqctl", "--quiet", "list_queues", "name", "consumers"])?;
-        let row = |line: &str| {
-            let (queue, consumers) = line.split_once('\t')?;
-            Some((queue.to_owned(), consumers.trim().parse().ok()?))
-        };
-        Ok(text.lines().filter_map(row).collect())
+        let text = docker(&["exec", &broker.id, "rabbitmqctl", "--quiet", "list_queues", "name", column])?;
+        let rows = text.lines().filter_map(|line| line.split_once('\t'));
+        Ok(rows.map(|(queue, value)| (queue.to_owned(), value.trim().to_owned())).collect())
     }
 
     /// For a failure: what all containers said last.
