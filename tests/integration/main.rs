@@ -4,6 +4,7 @@
 mod batching;
 mod broker_restart;
 mod calling;
+mod chaos;
 mod deadlines;
 mod full_queue;
 mod hostile;
@@ -12,6 +13,7 @@ mod readme;
 mod round_trip;
 mod secrets;
 mod start_errors;
+mod submit;
 mod telemetry;
 mod versions;
 mod worker_death;

@@ -1,6 +1,7 @@
 //! `cargo xtask …`: set-up, demo and tests on a machine that has nothing but Rust.
 
 mod bench;
+mod chaos;
 mod compose_test;
 mod demo;
 mod down;
@@ -42,6 +43,7 @@ enum Command {
     Up(up::Arguments),
     Down(down::Arguments),
     Test(test::Arguments),
+    Chaos(chaos::Arguments),
     ComposeTest(compose_test::Arguments),
     Bench(bench::Arguments),
 }
@@ -63,6 +65,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Up(arguments) => up::run(&arguments),
         Command::Down(arguments) => down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Chaos(arguments) => chaos::run(&arguments),
         Command::ComposeTest(arguments) => compose_test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }

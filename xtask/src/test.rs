@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum RabbitMqVersion {
+pub(crate) enum RabbitMqVersion {
     /// The one of this machine
     System,
     /// Debian sid's, in a root directory of its own
@@ -42,8 +42,18 @@ enum RabbitMqVersion {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut environment = set_up(arguments.rabbitmq)?;
-    let profile = match arguments.arguments.iter().any(|argument| argument == "--release") {
+    run_with(arguments.rabbitmq, &arguments.arguments, &[])
+}
+
+/// Runs `cargo test` with these arguments and more environment.
+pub(crate) fn run_with(
+    rabbitmq: RabbitMqVersion,
+    arguments: &[String],
+    more: &[(&'static str, OsString)],
+) -> Result<ExitCode> {
+    let mut environment = set_up(rabbitmq)?;
+    environment.extend_from_slice(more);
+    let profile = match arguments.iter().any(|argument| argument == "--release") {
         true => "release",
         false => "debug",
     };
@@ -58,14 +68,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut command = workspace::cargo(&["test"]);
     // With --workspace cargo would ignore a chosen package.
     let chosen = arguments
-        .arguments
         .iter()
         .take_while(|argument| *argument != "--")
         .any(|argument| argument.starts_with("-p") || argument.starts_with("--package"));
     if !chosen {
         command.arg("--workspace");
     }
-    let status = command.args(&arguments.arguments).envs(environment).status().context("cannot run cargo")?;
+    let status = command.args(arguments).envs(environment).status().context("cannot run cargo")?;
     Ok(workspace::exit_code(status))
 }
 
