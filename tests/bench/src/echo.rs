@@ -1,6 +1,8 @@
-//! The raw AMQP echo: the client library at its best with the same bytes, queue types and durability both ways.
+//! The raw AMQP echo: the client library at its best with the same messages, queue arguments and durability both ways.
 //!
-//! Publishes overlap so that frames are gathered; confirms are awaited off the path; acknowledgements are cumulative.
+//! Publishes overlap so that frames are gathered; confirms are awaited off the path; acknowledgements are cumulative. Messages
+//! go through the default exchange, the broker's shortest way. With [`Payload::Bare`] they have the same bodies and next to
+//! no properties, with [`Payload::Same`] they are the fleet's own, byte by byte.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,17 +12,24 @@ use anyhow::{Context, Result};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions, QueuePurgeOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use millrace_common::amqp::connection::Connector;
+use millrace_common::amqp::topology::{Topology, apply};
+use millrace_common::config::sections::Topology as Settings;
 use millrace_harness::broker::Broker;
 use millrace_harness::process::Process;
 
 use crate::cpu::Meter;
+use crate::fleet;
+use crate::sample::{Message, Sample};
 
 const IN_FLIGHT: usize = 512;
-const REPLY_QUEUE: &str = "echo.reply";
+/// The reply that the other end sends, for it to take.
+const TEMPLATE_QUEUE: &str = "echo.template";
 /// Acknowledge at least after this many deliveries.
 const ACK_EVERY: u64 = 32;
 
@@ -29,6 +38,27 @@ const ACK_EVERY: u64 = 32;
 pub(crate) struct Echo {
     pub(crate) rate: f64,
     pub(crate) cpu_us: f64,
+}
+
+/// What the echo's messages carry beside the fleet's bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Payload {
+    /// An id.
+    Bare,
+    /// The fleet's own properties and headers.
+    Same,
+}
+
+impl Payload {
+    fn of(self, message: &Message) -> Message {
+        let bare = || {
+            BasicProperties::default()
+                .with_delivery_mode(2)
+                .with_message_id("0192b3c4-0000-7000-8000-000000000000".into())
+        };
+        let properties = if self == Self::Bare { bare() } else { message.properties.clone() };
+        Message { properties, body: message.body.clone() }
+    }
 }
 
 /// Acknowledges the contiguous prefix of finished deliveries at once.
@@ -75,13 +105,10 @@ async fn connect(url: &str, queue: &str) -> Result<Ends> {
     Ok(Ends { _connections: [one, two], publishing, consuming, consumer })
 }
 
-async fn publish(channel: &Channel, queue: &str, body: &[u8]) -> bool {
-    let properties = BasicProperties::default()
-        .with_delivery_mode(2)
-        .with_message_id("0192b3c4-0000-7000-8000-000000000000".into())
-        .with_correlation_id("0192b3c4".into());
+async fn publish(channel: &Channel, queue: &str, message: &Message) -> bool {
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    match channel.basic_publish("".into(), queue.into(), options, body, properties).await {
+    let properties = message.properties.clone();
+    match channel.basic_publish("".into(), queue.into(), options, &message.body, properties).await {
         Ok(confirm) => confirm.await.is_ok_and(|confirmation| confirmation.is_ack()),
         Err(_) => false,
     }
@@ -92,9 +119,12 @@ fn acknowledge(channel: &Channel, tag: u64) {
     let _ = channel.basic_ack(tag, options).now_or_never();
 }
 
-/// The other end: sends everything back, acknowledges once that is confirmed.
-pub(crate) async fn serve(url: &str, queue: &str) -> Result<()> {
+/// The other end: answers everything, acknowledges once the answer is confirmed.
+pub(crate) async fn serve(url: &str, queue: &str, reply_queue: &str) -> Result<()> {
     let Ends { publishing, consuming, mut consumer, _connections } = connect(url, queue).await?;
+    let template = consuming.basic_get(TEMPLATE_QUEUE.into(), BasicGetOptions { no_ack: true }).await?;
+    let template = template.context("no reply to send")?.delivery;
+    let reply = Message { properties: template.properties, body: template.data };
     println!("ready");
     let mut replies = FuturesUnordered::new();
     let mut prefix = Prefix::default();
@@ -102,9 +132,9 @@ pub(crate) async fn serve(url: &str, queue: &str) -> Result<()> {
         tokio::select! {
             delivery = consumer.next() => {
                 let delivery = delivery.context("the consumer ended")??;
-                let publishing = &publishing;
+                let (publishing, reply) = (&publishing, &reply);
                 replies.push(async move {
-                    publish(publishing, REPLY_QUEUE, &delivery.data).await;
+                    publish(publishing, reply_queue, reply).await;
                     delivery.delivery_tag
                 });
             }
@@ -117,22 +147,23 @@ pub(crate) async fn serve(url: &str, queue: &str) -> Result<()> {
     }
 }
 
-/// Measures round trips of `bytes` bytes for `duration`, after a second of warm-up.
+/// Measures round trips for `duration`, after a second of warm-up.
 pub(crate) async fn measure(
     broker: &Broker,
-    queue_type: &str,
-    bytes: usize,
+    queue_type: &'static str,
+    sample: &Sample,
+    payload: Payload,
     duration: Duration,
 ) -> Result<Echo> {
     let url = broker.amqp_url();
-    let queue = format!("echo.request.{queue_type}");
-    declare(&url, &queue, queue_type).await?;
+    let (queue, reply_queue) = declare(&url, queue_type).await?;
+    let Ends { publishing, consuming, mut consumer, _connections } = connect(&url, &reply_queue).await?;
+    publish(&publishing, TEMPLATE_QUEUE, &payload.of(&sample.reply)).await;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["echo-server", &url, &queue]);
+    command.args(["echo-server", &url, &queue, &reply_queue]);
     let mut server = Process::spawn(command)?;
     server.wait_for_line("ready", Duration::from_secs(20))?;
-    let Ends { publishing, consuming, mut consumer, _connections } = connect(&url, REPLY_QUEUE).await?;
-    let body = vec![7u8; bytes];
+    let request = payload.of(&sample.request);
     let pids = [std::process::id(), server.pid(), u32::try_from(broker.process().pid())?];
     let mut open = FuturesUnordered::new();
     let mut prefix = Prefix::default();
@@ -147,7 +178,7 @@ pub(crate) async fn measure(
             break;
         }
         while outstanding < IN_FLIGHT {
-            open.push(publish(&publishing, &queue, &body));
+            open.push(publish(&publishing, &queue, &request));
             outstanding += 1;
         }
         tokio::select! {
@@ -168,19 +199,28 @@ pub(crate) async fn measure(
     Ok(Echo { rate: count as f64 / seconds, cpu_us: cpu.as_secs_f64() * 1e6 / count.max(1) as f64 })
 }
 
-async fn declare(url: &str, queue: &str, queue_type: &str) -> Result<()> {
+/// Queues with the arguments that the fleet's have; returns the names of those for requests and for replies.
+async fn declare(url: &str, queue_type: &'static str) -> Result<(String, String)> {
+    let settings = Settings {
+        prefix: format!("echo-{queue_type}"),
+        queue_type: fleet::queue_kind(queue_type)?,
+        ..Settings::default()
+    };
+    let mut topology = Topology::shared(&settings);
+    topology.extend(Topology::model(&settings, "echo"));
+    topology.extend(Topology::reply(&settings, "guest.echo", Duration::from_secs(300)));
+    let broker =
+        millrace_common::config::sections::Broker { addresses: vec![url.parse()?], ..Default::default() };
+    apply(&Connector::new(&broker, "echo")?, &topology).await?;
+    let names = settings.names();
+    let queues = (names.request_queue("echo", &settings.tiers[0].name), names.reply_queue("guest.echo"));
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    for (name, kind) in [(queue, queue_type), (REPLY_QUEUE, "classic")] {
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
-        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-        if kind == "classic" && name != REPLY_QUEUE {
-            arguments.insert("x-max-priority".into(), AMQPValue::LongLongInt(1));
-        }
-        channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await?;
-        channel.queue_purge(name.into(), lapin::options::QueuePurgeOptions::default()).await?;
+    let plain = QueueDeclareOptions::durable();
+    channel.queue_declare(TEMPLATE_QUEUE.into(), plain, FieldTable::default()).await?;
+    for queue in [&queues.0, &queues.1, TEMPLATE_QUEUE] {
+        channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await?;
     }
     connection.close(200, "OK".into()).await?;
-    Ok(())
+    Ok(queues)
 }

@@ -11,7 +11,10 @@ use millrace_harness::process::WorkerProcess;
 use millrace_harness::{models, setup};
 use millrace_producer::{Client, Config};
 
+use millrace_common::amqp::topology::{Names, QueueKind};
+
 use crate::cpu::Meter;
+use crate::sample::Sample;
 use crate::scenario::{Model, Scenario};
 
 /// What the fleet did.
@@ -38,13 +41,18 @@ pub(crate) fn model_file(repository: &Path, model: Model) -> Result<PathBuf> {
     Ok(target.join("model.onnx"))
 }
 
-/// Measures for `duration`, after a second of warm-up.
+/// The broker's name for a type of queue.
+pub(crate) fn queue_kind(name: &str) -> Result<QueueKind> {
+    QueueKind::try_from(name.to_owned()).map_err(anyhow::Error::msg)
+}
+
+/// Measures for `duration`, after a second of warm-up. Returns a request and its reply as well.
 pub(crate) async fn measure(
     broker: &Broker,
     library: &Path,
     scenario: &Scenario,
     duration: Duration,
-) -> Result<Fleet> {
+) -> Result<(Fleet, Sample)> {
     let directory = tempfile::tempdir()?;
     model_file(directory.path(), scenario.model)?;
     models::write_config(directory.path(), scenario.model.name(), "[[instance_group]]\ncount = 1\n")?;
@@ -66,14 +74,16 @@ pub(crate) async fn measure(
     let mut config = Config::load(None)?;
     config.broker.addresses = vec![url.parse()?];
     config.topology.prefix = prefix;
-    config.topology.queue_type = scenario.queue_type.to_owned().try_into().map_err(anyhow::Error::msg)?;
+    config.topology.queue_type = queue_kind(scenario.queue_type)?;
+    let key = Names::request_key(scenario.model.name(), &config.topology.tiers[0].name);
     let client = Client::connect(config).await?;
+    let sample = Sample::take(&url, &client, scenario.request()?, &key).await?;
     let broker = u32::try_from(broker.process().pid())?;
     let fleet = load(&client, scenario, duration, [std::process::id(), worker.pid(), broker]).await?;
     client.close().await;
     worker.terminate();
     worker.wait(Duration::from_secs(30)).context("the worker drains")?;
-    Ok(fleet)
+    Ok((fleet, sample))
 }
 
 async fn load(client: &Client, scenario: &Scenario, duration: Duration, pids: [u32; 3]) -> Result<Fleet> {

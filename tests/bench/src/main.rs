@@ -7,6 +7,7 @@ mod echo;
 mod fleet;
 mod raw_loop;
 mod report;
+mod sample;
 mod scenario;
 
 use std::time::Duration;
@@ -16,6 +17,8 @@ use clap::{Parser, Subcommand};
 use millrace_harness::broker::{Broker, BrokerOptions};
 use millrace_harness::setup;
 
+use echo::Payload;
+use report::Measured;
 use scenario::{Scenario, selected};
 
 /// Measures throughput with single-row requests against the raw AMQP echo and the raw ONNX Runtime loop.
@@ -46,14 +49,16 @@ enum Command {
         url: String,
         /// Queue consumed
         queue: String,
+        /// Queue answered to
+        reply_queue: String,
     },
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Some(Command::EchoServer { url, queue }) = &arguments.command {
-        return runtime.block_on(echo::serve(url, queue));
+    if let Some(Command::EchoServer { url, queue, reply_queue }) = &arguments.command {
+        return runtime.block_on(echo::serve(url, queue, reply_queue));
     }
     let library = setup::onnxruntime()?;
     let broker = Broker::start(BrokerOptions::default())?;
@@ -64,11 +69,14 @@ fn main() -> Result<()> {
     for run in 0..arguments.runs {
         for scenario in &scenarios {
             eprintln!("run {} of {}: {}", run + 1, arguments.runs, scenario.name());
-            let bytes = scenario.message_bytes()?;
-            let echo = runtime.block_on(echo::measure(&broker, scenario.queue_type, bytes, duration))?;
-            let raw_rows = raw.best(scenario, duration.min(Duration::from_secs(3)))?;
-            let fleet = runtime.block_on(fleet::measure(&broker, &library, scenario, duration))?;
-            report.add(scenario, echo, raw_rows, fleet);
+            let (fleet, sample) = runtime.block_on(fleet::measure(&broker, &library, scenario, duration))?;
+            let echo = |payload| {
+                let queue_type = scenario.queue_type;
+                runtime.block_on(echo::measure(&broker, queue_type, &sample, payload, duration))
+            };
+            let (bare, same) = (echo(Payload::Bare)?, echo(Payload::Same)?);
+            let raw = raw.best(scenario, duration.min(Duration::from_secs(3)))?;
+            report.add(scenario, Measured { fleet, bare, same, raw });
         }
     }
     report.print();

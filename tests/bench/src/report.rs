@@ -15,10 +15,21 @@ use crate::scenario::Scenario;
 const BEGIN: &str = "<!-- throughput: written by `cargo xtask bench -- --write` -->";
 const END: &str = "<!-- throughput: end -->";
 
+/// One run of a scenario.
+#[derive(Clone, Debug)]
+pub(crate) struct Measured {
+    pub(crate) fleet: Fleet,
+    /// The echo of the bodies alone.
+    pub(crate) bare: Echo,
+    /// The echo of the very messages.
+    pub(crate) same: Echo,
+    pub(crate) raw: Best,
+}
+
 /// Results by scenario, in the order of the first run.
 pub(crate) struct Report {
     order: Vec<String>,
-    results: BTreeMap<String, Vec<(Echo, Best, Fleet)>>,
+    results: BTreeMap<String, Vec<Measured>>,
     head: String,
 }
 
@@ -34,49 +45,47 @@ impl Report {
         Self { order: Vec::new(), results: BTreeMap::new(), head }
     }
 
-    pub(crate) fn add(&mut self, scenario: &Scenario, echo: Echo, raw: Best, fleet: Fleet) {
+    pub(crate) fn add(&mut self, scenario: &Scenario, measured: Measured) {
         let name = scenario.name();
+        let Measured { fleet, bare, same, raw } = &measured;
         eprintln!(
-            "  fleet {:.0}/s, echo {:.0}/s, raw loop {:.0}/s at batch {}, mean batch {:.1}",
-            fleet.rate, echo.rate, raw.rows, raw.batch, fleet.batch
+            "  fleet {:.0}/s, echo {:.0}/s bare, {:.0}/s same, raw loop {:.0}/s at batch {}, mean batch {:.1}",
+            fleet.rate, bare.rate, same.rate, raw.rows, raw.batch, fleet.batch
         );
         if !self.order.contains(&name) {
             self.order.push(name.clone());
         }
-        self.results.entry(name).or_default().push((echo, raw, fleet));
+        self.results.entry(name).or_default().push(measured);
     }
 
     fn table(&self) -> String {
         let mut lines = vec![
-            "| scenario | fleet /s | raw echo /s | of echo | raw loop rows/s (batch) | of loop | mean batch | p50 / p99 ms | CPU µs a request: client + worker + broker (echo: all) |".to_owned(),
-            "|---|---|---|---|---|---|---|---|---|".to_owned(),
+            "| scenario | fleet /s | bare echo /s | of bare | same echo /s | of same | raw loop rows/s (batch) | of loop | mean batch | p50 / p99 ms | CPU µs a request: client + worker + broker (bare echo, same echo: all) |".to_owned(),
+            "|---|---|---|---|---|---|---|---|---|---|---|".to_owned(),
         ];
         for name in &self.order {
             let results = &self.results[name];
-            let spread =
-                |value: &dyn Fn(&(Echo, Best, Fleet)) -> f64| Spread::of(results.iter().map(value).collect());
-            let fleet = spread(&|r| r.2.rate);
-            let cpu: Vec<f64> = (0..3).map(|i| spread(&|r| r.2.cpu_us[i]).median).collect();
+            let spread = |value: &dyn Fn(&Measured) -> f64| Spread::of(results.iter().map(value).collect());
+            let cpu: Vec<f64> = (0..3).map(|i| spread(&|r| r.fleet.cpu_us[i]).median).collect();
             lines.push(format!(
-                "| {name} | {} | {} | **{:.2}** ({:.2}–{:.2}) | {} ({}) | **{:.2}** ({:.2}–{:.2}) | {:.1} | {:.1} / {:.1} | {:.0} + {:.0} + {:.0} = {:.0} ({:.0}) |",
-                fleet.text(),
-                spread(&|r| r.0.rate).text(),
-                spread(&|r| r.2.rate / r.0.rate).median,
-                spread(&|r| r.2.rate / r.0.rate).least,
-                spread(&|r| r.2.rate / r.0.rate).most,
-                spread(&|r| r.1.rows).text(),
-                results[0].1.batch,
-                spread(&|r| r.2.rate / r.1.rows).median,
-                spread(&|r| r.2.rate / r.1.rows).least,
-                spread(&|r| r.2.rate / r.1.rows).most,
-                spread(&|r| r.2.batch).median,
-                spread(&|r| r.2.p50_ms).median,
-                spread(&|r| r.2.p99_ms).median,
+                "| {name} | {} | {} | {} | {} | {} | {} ({}) | {} | {:.1} | {:.1} / {:.1} | {:.0} + {:.0} + {:.0} = {:.0} ({:.0}, {:.0}) |",
+                spread(&|r| r.fleet.rate).text(),
+                spread(&|r| r.bare.rate).text(),
+                spread(&|r| r.fleet.rate / r.bare.rate).ratio(),
+                spread(&|r| r.same.rate).text(),
+                spread(&|r| r.fleet.rate / r.same.rate).ratio(),
+                spread(&|r| r.raw.rows).text(),
+                results[0].raw.batch,
+                spread(&|r| r.fleet.rate / r.raw.rows).ratio(),
+                spread(&|r| r.fleet.batch).median,
+                spread(&|r| r.fleet.p50_ms).median,
+                spread(&|r| r.fleet.p99_ms).median,
                 cpu[0],
                 cpu[1],
                 cpu[2],
                 cpu.iter().sum::<f64>(),
-                spread(&|r| r.0.cpu_us).median,
+                spread(&|r| r.bare.cpu_us).median,
+                spread(&|r| r.same.cpu_us).median,
             ));
         }
         lines.join("\n")
@@ -112,6 +121,10 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let last = values.len() - 1;
         Self { median: values[last / 2], least: values[0], most: values[last] }
+    }
+
+    fn ratio(&self) -> String {
+        format!("**{:.2}** ({:.2}–{:.2})", self.median, self.least, self.most)
     }
 
     fn text(&self) -> String {

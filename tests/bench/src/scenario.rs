@@ -99,12 +99,6 @@ impl Scenario {
         let request = Request::new(self.model.name()).tier("premium").input(tensor);
         Ok(if self.is_json { request.json() } else { request })
     }
-
-    /// Size of the request's body, for the echo.
-    pub(crate) fn message_bytes(&self) -> Result<usize> {
-        let text = if self.is_json { self.model.elements() * 7 } else { self.model.elements() * 4 };
-        Ok(text + 140)
-    }
 }
 
 /// All scenarios whose name contains `only`.
