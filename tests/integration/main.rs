@@ -15,5 +15,6 @@ mod secrets;
 mod start_errors;
 mod submit;
 mod telemetry;
+mod unreadable;
 mod versions;
 mod worker_death;

@@ -3,4 +3,5 @@
 pub mod batch;
 pub mod foreign;
 pub mod management;
+pub mod raw;
 pub mod stack;

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::address::Address;
+use super::guard;
 use crate::config::sections::Broker;
 use crate::lifecycle::Lifecycle;
 
@@ -68,6 +69,12 @@ pub enum ConnectError {
         /// The address, without its password.
         address: String,
         /// The reason, and what to do about it where that is known.
+        reason: String,
+    },
+    /// The connection stands, but what it is for cannot be had.
+    #[error("connected, but {reason}")]
+    Unusable {
+        /// What failed, and what to do about it where that is known.
         reason: String,
     },
 }
@@ -124,13 +131,10 @@ impl Connector {
             uri.query.heartbeat.get_or_insert(inner.heartbeat);
             let properties =
                 ConnectionProperties::default().with_connection_name(format!("{} {role}", inner.name).into());
-            let runtime = lapin::runtime::default_runtime().map_err(|error| refused(address, &error))?;
-            let connecting =
-                Connection::connect_uri_with_config(uri, properties, inner.tls.0.clone(), runtime);
-            match tokio::time::timeout(inner.connect_timeout, connecting).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => failure = Some(refused(address, &error)),
-                Err(_) => {
+            match guard::connect(uri, properties, inner.tls.0.clone(), inner.connect_timeout).await {
+                Ok(connection) => return Ok(connection),
+                Err(Some(error)) => failure = Some(refused(address, &error)),
+                Err(None) => {
                     failure = Some(ConnectError::Refused {
                         address: address.to_string(),
                         reason: format!("no answer within {:?}", inner.connect_timeout),
@@ -179,7 +183,18 @@ impl Link {
     }
 }
 
-/// Keeps one connection: connects, runs `session` until it ends, pauses, starts over; ends when `lifecycle` stops.
+/// How a session ended.
+pub(super) enum End {
+    /// The connection or a channel is gone.
+    Lost,
+    /// What the session needs cannot be had.
+    Unusable(String),
+    /// Nobody wants anything of it any more.
+    Over,
+}
+
+/// Keeps one connection: connects, runs `session` until it ends, pauses, starts over; ends when `lifecycle` stops or the
+/// session is over.
 ///
 /// `session` gets the connection by reference and must end soon after the connection dies or the lifecycle stops.
 pub(super) async fn supervise<S>(
@@ -213,9 +228,19 @@ pub(super) async fn supervise<S>(
                 info!(role, generation, "connected to the broker");
                 let started = Instant::now();
                 let link = Link { connection, generation, state: state.clone() };
-                session.run(&link).await;
-                state.send_replace(LinkState::Down(None));
+                let end = session.run(&link).await;
+                let failure = match &end {
+                    End::Unusable(reason) => {
+                        warn!(role, generation, reason, "the connection is of no use");
+                        Some(ConnectError::Unusable { reason: reason.clone() })
+                    }
+                    End::Lost | End::Over => None,
+                };
+                state.send_replace(LinkState::Down(failure));
                 close(&link.connection).await;
+                if matches!(end, End::Over) {
+                    break;
+                }
                 if started.elapsed() >= HEALTHY {
                     pause = pauses();
                 }
@@ -240,7 +265,7 @@ pub(super) async fn supervise<S>(
 /// One connection's worth of work.
 pub(super) trait AsyncSession {
     /// Works until the connection ends or the lifecycle stops.
-    fn run(&mut self, link: &Link) -> impl Future<Output = ()> + Send;
+    fn run(&mut self, link: &Link) -> impl Future<Output = End> + Send;
 }
 
 /// Closes politely, but does not wait long: a blocked connection never answers.

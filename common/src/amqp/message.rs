@@ -9,6 +9,8 @@ use super::properties::{OddHeader, Properties};
 /// Names of headers on the wire.
 pub mod header {
     #![expect(missing_docs, reason = "the names speak; the wire contract in README explains them")]
+    /// Stands in for properties that could not be read; its value says why.
+    pub const UNREADABLE: &str = crate::amqp::guard::UNREADABLE;
     pub const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
     pub const PUBLISHED_MS: &str = "x-published-ms";
     pub const BUDGET_MS: &str = "x-budget-ms";

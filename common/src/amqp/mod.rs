@@ -2,6 +2,7 @@
 //!
 //! - [`address`]: broker addresses that never print their password
 //! - [`connection`]: connecting, and supervising a connection over its generations
+//! - `guard`: makes harmless what would end the client library's connection or process
 //! - [`greeting`], [`inspect`]: what a broker says of itself, and what exists on it
 //! - [`topology`]: exchanges, queues, bindings and policies as data
 //! - [`properties`]: message properties and headers, read without trust
@@ -13,9 +14,11 @@ pub mod address;
 pub mod connection;
 pub mod consumer;
 pub mod greeting;
+pub(crate) mod guard;
 pub mod inspect;
 pub mod message;
 pub mod properties;
 pub mod publisher;
+mod returns;
 mod ticket;
 pub mod topology;
