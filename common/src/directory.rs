@@ -14,7 +14,7 @@ use crate::fleet::Fleet;
 /// Deliveries in flight to a listener; announcements are small and quickly read.
 const PREFETCH: u16 = 100;
 
-/// Listens to the fleet. Dropping it leaves the listener running until [`Directory::close`].
+/// Listens to the fleet, until it is dropped.
 #[derive(Debug)]
 pub struct Directory {
     fleet: Arc<Listener>,

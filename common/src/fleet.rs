@@ -91,32 +91,60 @@ pub struct TensorSpec {
 /// What a listener knows of the fleet. Plain data: time is a parameter.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
-    workers: BTreeMap<String, (Instant, WorkerStatus)>,
+    workers: BTreeMap<String, Heard>,
+    /// Of all announcements kept, as they came.
+    bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Heard {
+    at: Instant,
+    bytes: usize,
+    status: WorkerStatus,
 }
 
 impl Fleet {
-    /// Most workers remembered; an attacker who may announce must not fill memory.
-    const MAX_WORKERS: usize = 10_000;
+    /// Most bytes of announcements remembered; an attacker who may announce must not fill memory.
+    const MAX_BYTES: usize = 32 << 20;
 
     /// Takes an announcement; one that cannot be read, or of a newer format, is ignored.
     pub fn hear(&mut self, announcement: &[u8], now: Instant) {
         let Ok(status) = serde_json::from_slice::<WorkerStatus>(announcement) else {
             return;
         };
-        let has_room = self.workers.len() < Self::MAX_WORKERS || self.workers.contains_key(&status.worker);
-        if status.format == FORMAT && has_room {
-            self.workers.insert(status.worker.clone(), (now, status));
+        if status.format != FORMAT {
+            return;
+        }
+        let bytes = announcement.len();
+        self.forget(&status.worker);
+        if self.bytes + bytes > Self::MAX_BYTES {
+            self.forget_silent(now);
+        }
+        if self.bytes + bytes <= Self::MAX_BYTES {
+            self.bytes += bytes;
+            self.workers.insert(status.worker.clone(), Heard { at: now, bytes, status });
+        }
+    }
+
+    fn forget(&mut self, worker: &str) {
+        if let Some(heard) = self.workers.remove(worker) {
+            self.bytes -= heard.bytes;
         }
     }
 
     /// Forgets workers that have been silent for [`FORGET_AFTER`].
     pub fn forget_silent(&mut self, now: Instant) {
-        self.workers.retain(|_, (heard, _)| now.saturating_duration_since(*heard) < FORGET_AFTER);
+        let bytes = &mut self.bytes;
+        self.workers.retain(|_, heard| {
+            let is_kept = now.saturating_duration_since(heard.at) < FORGET_AFTER;
+            *bytes -= if is_kept { 0 } else { heard.bytes };
+            is_kept
+        });
     }
 
     /// The workers heard of lately, by name.
     pub fn workers(&self) -> impl Iterator<Item = &WorkerStatus> {
-        self.workers.values().map(|(_, status)| status)
+        self.workers.values().map(|heard| &heard.status)
     }
 
     /// Whether a ready worker serves this version of the model.

@@ -1,8 +1,9 @@
 //! Consuming: subscriptions on one supervised connection, each on its own channel, and the tickets that settle deliveries.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -13,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::connection::{AsyncSession, Connector, Link, LinkState, supervise};
+use super::connection::{AsyncSession, Connector, End, Link, LinkState, supervise};
 use super::properties::Properties;
 use super::ticket::{Ledger, flush, keep_ticking};
 pub use super::ticket::{Stale, Ticket};
@@ -42,6 +43,8 @@ pub struct Delivery {
     pub properties: Properties,
     /// Body, untrusted.
     pub body: Bytes,
+    /// When it came, however long it then waited to be accepted.
+    pub received: Instant,
     /// Settles it.
     pub ticket: Ticket,
 }
@@ -52,7 +55,7 @@ pub trait Accept: Send + Sync + 'static {
     fn accept(&self, delivery: Delivery) -> impl Future<Output = ()> + Send;
 }
 
-/// A supervised consuming connection.
+/// A supervised consuming connection; it ends when this is dropped.
 #[derive(Debug)]
 pub struct ConsumerGroup {
     stop_consuming: CancellationToken,
@@ -101,6 +104,13 @@ impl ConsumerGroup {
     }
 }
 
+impl Drop for ConsumerGroup {
+    fn drop(&mut self) {
+        self.stop_consuming.cancel();
+        self.lifecycle.stop();
+    }
+}
+
 struct Session<A> {
     topology: Topology,
     subscriptions: Vec<Subscription>,
@@ -110,10 +120,9 @@ struct Session<A> {
 }
 
 impl<A: Accept> AsyncSession for Session<A> {
-    async fn run(&mut self, link: &Link) {
+    async fn run(&mut self, link: &Link) -> End {
         if let Err(error) = self.topology.declare(&link.connection).await {
-            warn!(%error, "cannot declare what this process consumes from");
-            return;
+            return End::Unusable(format!("cannot declare what this process consumes from: {error}"));
         }
         let waiting = Arc::new(Notify::new());
         let mut consumers = Vec::with_capacity(self.subscriptions.len());
@@ -121,8 +130,10 @@ impl<A: Accept> AsyncSession for Session<A> {
             match self.subscribe(link, subscription, &waiting).await {
                 Ok(consumer) => consumers.push(consumer),
                 Err(error) => {
-                    warn!(queue = %subscription.queue, %error, "cannot consume; create the queue with `millrace topology apply`");
-                    return;
+                    let queue = &subscription.queue;
+                    return End::Unusable(format!(
+                        "cannot consume `{queue}` ({error}); create it with `millrace topology apply`"
+                    ));
                 }
             }
         }
@@ -132,16 +143,19 @@ impl<A: Accept> AsyncSession for Session<A> {
         // A consumer that ends alone (its queue deleted, its channel closed by the broker) ends the session, so that
         // it comes back with all the others on a fresh connection instead of staying silently absent.
         let ended = CancellationToken::new();
-        let (accept, stop, ended) = (&*self.accept, &self.stop_consuming, &ended);
+        let (accept, stop, ended, lifecycle) = (&*self.accept, &self.stop_consuming, &ended, &self.lifecycle);
         // Borrowed, not consumed: a channel closes when it is dropped, and with it go the deliveries whose tickets are
         // still out.
         let forwarding = consumers.iter_mut().map(|consumer| async move {
-            consumer.forward(accept, stop, ended).await;
+            tokio::select! {
+                () = consumer.forward(accept, stop, ended) => {}
+                // The owner closes the connection: what is not settled by now is delivered again.
+                () = lifecycle.stopping() => {}
+            }
             if !stop.is_cancelled() {
                 ended.cancel();
             }
         });
-        let lifecycle = &self.lifecycle;
         let consuming = async {
             join_all(forwarding).await;
             // After a stop tickets are still out: the connection stays until the owner closes it.
@@ -159,6 +173,7 @@ impl<A: Accept> AsyncSession for Session<A> {
         // The second tick takes what stands behind unfinished deliveries.
         flush(&ledgers);
         flush(&ledgers);
+        End::Lost
     }
 }
 
@@ -179,8 +194,10 @@ impl<A: Accept> Session<A> {
                 FieldTable::default(),
             )
             .await?;
-        let ledger = Ledger::new(channel.clone(), link.generation, Arc::clone(waiting));
-        Ok(Forwarder { channel, stream, queue: Arc::clone(&subscription.queue), ledger })
+        let waiting = Arc::clone(waiting);
+        let ledger = Ledger::new(channel.clone(), link.generation, subscription.prefetch, waiting);
+        let queue = Arc::clone(&subscription.queue);
+        Ok(Forwarder { channel, stream, queue, ledger, received: VecDeque::new() })
     }
 }
 
@@ -189,34 +206,55 @@ struct Forwarder {
     stream: lapin::Consumer,
     queue: Arc<str>,
     ledger: Arc<Ledger>,
+    /// Received and not yet accepted; the broker sends no more than the prefetch.
+    received: VecDeque<Delivery>,
 }
 
 impl Forwarder {
     async fn forward<A: Accept>(&mut self, accept: &A, stop: &CancellationToken, ended: &CancellationToken) {
+        #[expect(
+            clippy::large_enum_variant,
+            reason = "lives for one turn of the loop; a box would be one more allocation"
+        )]
+        enum Event {
+            Stop,
+            Came(Option<lapin::Result<lapin::message::Delivery>>),
+            Accepted,
+        }
         loop {
-            let next = tokio::select! {
-                biased;
-                () = stop.cancelled() => return self.give_back().await,
-                () = ended.cancelled() => return,
-                next = self.stream.next() => next,
+            let next = self.received.pop_front();
+            let is_accepting = next.is_some();
+            let accepting = async {
+                match next {
+                    Some(delivery) => accept.accept(delivery).await,
+                    None => std::future::pending().await,
+                }
             };
-            match next {
-                Some(Ok(delivery)) => {
-                    let delivery = self.convert(delivery);
-                    tokio::select! {
-                        biased;
-                        () = accept.accept(delivery) => {}
-                        // Dropped unaccepted, its ticket unused: the session is over, it is delivered again.
-                        () = ended.cancelled() => return,
+            tokio::pin!(accepting);
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    () = &mut accepting => Event::Accepted,
+                    // While a delivery waits to be accepted others are received all the same, to know when they came. One
+                    // dropped unaccepted, its ticket unused, is delivered again.
+                    () = ended.cancelled() => return,
+                    () = stop.cancelled(), if !is_accepting => Event::Stop,
+                    came = self.stream.next() => Event::Came(came),
+                };
+                match event {
+                    Event::Accepted => break,
+                    Event::Stop => return self.give_back().await,
+                    Event::Came(Some(Ok(delivery))) => {
+                        let delivery = self.convert(delivery);
+                        self.received.push_back(delivery);
+                        if !is_accepting {
+                            break;
+                        }
                     }
-                }
-                Some(Err(error)) => {
-                    warn!(queue = %self.queue, %error, "consumer failed");
-                    return;
-                }
-                None => {
-                    debug!(queue = %self.queue, "consumer ended");
-                    return;
+                    Event::Came(Some(Err(error))) => {
+                        return warn!(queue = %self.queue, %error, "consumer failed");
+                    }
+                    Event::Came(None) => return debug!(queue = %self.queue, "consumer ended"),
                 }
             }
         }
@@ -230,8 +268,11 @@ impl Forwarder {
             return;
         }
         while let Some(Ok(delivery)) = self.stream.next().await {
-            let ticket = self.convert(delivery).ticket;
-            if ticket.nack().is_err() {
+            let delivery = self.convert(delivery);
+            self.received.push_back(delivery);
+        }
+        while let Some(delivery) = self.received.pop_front() {
+            if delivery.ticket.nack().is_err() {
                 return;
             }
         }
@@ -244,6 +285,7 @@ impl Forwarder {
             is_redelivered: delivery.redelivered,
             properties: Properties::from_lapin(delivery.properties),
             body: delivery.data.into(),
+            received: Instant::now(),
             ticket: self.ledger.ticket(delivery.delivery_tag),
         }
     }

@@ -6,11 +6,25 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 /// The longest value of a property in bytes; AMQP's short string.
 pub const MAX_PROPERTY_BYTES: usize = 255;
 
+/// Headers that are not published again: copies to other queues, and a history that a client may forge.
+const NOT_REPUBLISHED: [&str; 9] = [
+    "CC",
+    "BCC",
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "x-last-death-reason",
+];
+
 /// The properties of a message, headers included.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Properties {
     basic: BasicProperties,
-    headers: FieldTable,
+    /// Headers set here; `None` while they are those in `basic`, as received.
+    headers: Option<FieldTable>,
 }
 
 /// A header whose value has a type or form that its meaning does not allow.
@@ -51,16 +65,30 @@ impl Properties {
 
     /// Properties of a message that survives a broker restart in a durable queue (`delivery_mode` 2).
     pub fn persistent() -> Self {
-        Self { basic: BasicProperties::default().with_delivery_mode(2), headers: FieldTable::default() }
+        Self { basic: BasicProperties::default().with_delivery_mode(2), headers: None }
     }
 
     pub(super) fn from_lapin(basic: BasicProperties) -> Self {
-        let headers = basic.headers().clone().unwrap_or_default();
-        Self { basic, headers }
+        Self { basic, headers: None }
     }
 
     pub(super) fn into_lapin(self) -> BasicProperties {
-        self.basic.with_headers(self.headers)
+        match self.headers {
+            Some(headers) => self.basic.with_headers(headers),
+            None => self.basic,
+        }
+    }
+
+    fn headers(&self) -> Option<&FieldTable> {
+        self.headers.as_ref().or(self.basic.headers().as_ref())
+    }
+
+    fn header(&self, name: &str) -> Option<&AMQPValue> {
+        self.headers()?.inner().get(name)
+    }
+
+    fn headers_mut(&mut self) -> &mut FieldTable {
+        self.headers.get_or_insert_with(|| self.basic.headers().clone().unwrap_or_default())
     }
 
     text_properties! {
@@ -94,7 +122,7 @@ impl Properties {
 
     /// Whether the header is present, whatever its value.
     pub fn has_header(&self, name: &str) -> bool {
-        self.headers.contains_key(name)
+        self.header(name).is_some()
     }
 
     /// A text header.
@@ -103,7 +131,7 @@ impl Properties {
     /// [`OddHeader`] when it is present but not UTF-8 text.
     pub fn text(&self, name: &'static str) -> Result<Option<&str>, OddHeader> {
         let odd = OddHeader { name, expected: "UTF-8 text" };
-        match self.headers.inner().get(name) {
+        match self.header(name) {
             None | Some(AMQPValue::Void) => Ok(None),
             Some(AMQPValue::LongString(text)) => {
                 std::str::from_utf8(text.as_bytes()).map(Some).map_err(|_| odd)
@@ -122,7 +150,7 @@ impl Properties {
     /// [`OddHeader`] when it is present but not a number from 0 to 2^63 − 1.
     pub fn count(&self, name: &'static str) -> Result<Option<u64>, OddHeader> {
         let odd = OddHeader { name, expected: "a whole number from 0 up" };
-        let number: i128 = match self.headers.inner().get(name) {
+        let number: i128 = match self.header(name) {
             None | Some(AMQPValue::Void) => return Ok(None),
             Some(AMQPValue::ShortShortInt(n)) => (*n).into(),
             Some(AMQPValue::ShortShortUInt(n)) => (*n).into(),
@@ -146,7 +174,7 @@ impl Properties {
     /// Sets a text header.
     #[must_use]
     pub fn with_text(mut self, name: &str, value: &str) -> Self {
-        self.headers.insert(name.into(), AMQPValue::LongString(value.into()));
+        self.headers_mut().insert(name.into(), AMQPValue::LongString(value.into()));
         self
     }
 
@@ -154,21 +182,8 @@ impl Properties {
     #[must_use]
     pub fn with_count(mut self, name: &str, value: u64) -> Self {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
-        self.headers.insert(name.into(), AMQPValue::LongLongInt(value));
+        self.headers_mut().insert(name.into(), AMQPValue::LongLongInt(value));
         self
-    }
-
-    /// Takes headers away, for republishing.
-    #[must_use]
-    pub fn without_headers(self, names: &[&str]) -> Self {
-        let kept = self
-            .headers
-            .inner()
-            .iter()
-            .filter(|(name, _)| !names.contains(&name.as_str()))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect::<std::collections::BTreeMap<_, _>>();
-        Self { basic: self.basic, headers: kept.into() }
     }
 
     /// The properties for publishing a received message again: persistent; without its expiration (that of the next
@@ -193,18 +208,11 @@ impl Properties {
             priority, with_priority;
             app_id, with_app_id;
         }
-        fresh.headers = self.headers.clone();
-        fresh.without_headers(&[
-            "CC",
-            "BCC",
-            "x-death",
-            "x-first-death-exchange",
-            "x-first-death-queue",
-            "x-first-death-reason",
-            "x-last-death-exchange",
-            "x-last-death-queue",
-            "x-last-death-reason",
-        ])
+        let entries = self.headers().into_iter().flat_map(|headers| headers.inner());
+        let kept = entries.filter(|(name, _)| !NOT_REPUBLISHED.contains(&name.as_str()));
+        let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
+        fresh.headers = Some(kept.collect::<std::collections::BTreeMap<_, _>>().into());
+        fresh
     }
 }
 

@@ -1,9 +1,9 @@
 //! Tickets, and the ledger of a channel that settles them. The only place that acknowledges.
 //!
 //! A ledger acknowledges the longest finished prefix of its deliveries at once: on a quorum queue every acknowledgement is
-//! an entry of the replicated log, so single ones cost the broker more than the messages do. What is finished but stands
-//! behind an unfinished delivery waits for one tick and is then acknowledged alone: one slow request must not hold the
-//! others' places in the prefetch window.
+//! an entry of the replicated log, so single ones cost the broker more than the messages do. Hence a finished delivery waits
+//! for others, at most a tick. What then still stands behind an unfinished one waits for one tick more and is acknowledged
+//! alone: one slow request must not hold the others' places in the prefetch window.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +18,8 @@ use super::connection::Generation;
 
 /// How long a finished delivery may wait for its acknowledgement.
 const TICK: Duration = Duration::from_millis(5);
-/// A prefix of this many is acknowledged without waiting for the tick.
-const ENOUGH: u64 = 32;
+/// A prefix of this many, or of half the prefetch window, is acknowledged without waiting for the tick.
+const ENOUGH: usize = 64;
 
 /// The duty to settle one delivery. Dropping it settles nothing: the broker delivers the message again later.
 #[derive(Debug)]
@@ -89,8 +89,10 @@ pub(super) struct Ledger {
 }
 
 /// Which deliveries are finished. Plain data: what to send is returned.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Book {
+    /// A prefix so long does not wait for the tick.
+    enough: usize,
     /// Everything up to here is settled.
     settled: u64,
     /// Finished since the last tick, or standing behind unfinished ones.
@@ -99,10 +101,19 @@ struct Book {
     passed: BTreeSet<u64>,
     /// Finished before the last tick.
     overdue: BTreeSet<u64>,
-    last_delivered: u64,
 }
 
 impl Book {
+    fn new(prefetch: u16) -> Self {
+        Self {
+            enough: ENOUGH.min(usize::from(prefetch) / 2).max(1),
+            settled: 0,
+            finished: BTreeSet::new(),
+            passed: BTreeSet::new(),
+            overdue: BTreeSet::new(),
+        }
+    }
+
     /// Moves over the prefix that is finished or settled; returns its last finished delivery.
     ///
     /// Not its end: the broker closes a channel that acknowledges, cumulatively or not, a delivery already settled.
@@ -119,16 +130,12 @@ impl Book {
         }
     }
 
-    /// Notes a finished delivery; returns what to acknowledge with everything before it, if it is time.
+    /// Notes a finished delivery; returns what to acknowledge with everything before it, if it is enough.
     fn finish(&mut self, tag: u64) -> Option<u64> {
         self.finished.insert(tag);
-        let is_all =
-            self.settled + self.finished.len() as u64 + self.passed.len() as u64 + self.overdue.len() as u64
-                >= self.last_delivered;
-        if is_all || self.finished.len() as u64 >= ENOUGH && self.finished.contains(&(self.settled + 1)) {
-            return self.prefix();
-        }
-        None
+        let is_enough =
+            self.finished.len() >= self.enough && self.finished.first() == Some(&(self.settled + 1));
+        if is_enough { self.prefix() } else { None }
     }
 
     /// What a tick acknowledges: the prefix, and one by one what was already waiting at the last tick.
@@ -142,13 +149,17 @@ impl Book {
 }
 
 impl Ledger {
-    pub(super) fn new(channel: Channel, generation: Generation, waiting: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { channel, generation, book: Mutex::default(), waiting })
+    pub(super) fn new(
+        channel: Channel,
+        generation: Generation,
+        prefetch: u16,
+        waiting: Arc<Notify>,
+    ) -> Arc<Self> {
+        Arc::new(Self { channel, generation, book: Mutex::new(Book::new(prefetch)), waiting })
     }
 
     /// The ticket of a delivery just received.
     pub(super) fn ticket(self: &Arc<Self>, tag: u64) -> Ticket {
-        self.book().last_delivered = tag;
         Ticket { ledger: Arc::clone(self), tag }
     }
 
@@ -203,26 +214,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn book(delivered: u64) -> Book {
-        Book { last_delivered: delivered, ..Book::default() }
-    }
-
     #[test]
-    fn a_finished_prefix_is_acknowledged_at_once_when_nothing_else_is_out() {
-        let mut book = book(3);
-        assert_eq!(book.finish(2), None);
-        assert_eq!(book.finish(1), None);
-        assert_eq!(book.finish(3), Some(3));
+    fn a_finished_prefix_is_acknowledged_by_the_next_tick_or_once_it_is_long_enough() {
+        let mut book = Book::new(1000);
+        for tag in [2, 1, 3] {
+            assert_eq!(book.finish(tag), None);
+        }
+        assert_eq!(book.tick(), (Some(3), vec![]));
+        let last = 3 + ENOUGH as u64;
+        for tag in 4..last {
+            assert_eq!(book.finish(tag), None);
+        }
+        assert_eq!(book.finish(last), Some(last));
+        assert_eq!(book.tick(), (None, vec![]));
     }
 
     #[test]
     fn a_slow_delivery_holds_nobody_longer_than_two_ticks() {
-        let mut book = book(3);
+        let mut book = Book::new(1000);
         book.finish(2);
         book.finish(3);
         assert_eq!(book.tick(), (None, vec![]));
         assert_eq!(book.tick(), (None, vec![2, 3]));
-        assert_eq!(book.finish(1), Some(1));
+        assert_eq!(book.finish(1), None);
+        assert_eq!(book.tick(), (Some(1), vec![]));
     }
 
     proptest! {
@@ -234,7 +249,7 @@ mod tests {
             given_back in prop::collection::btree_set(1u64..=200, 0..20),
             tick_every in 1usize..50,
         ) {
-            let mut book = book(200);
+            let mut book = Book::new(1000);
             let mut settled = BTreeSet::new();
             let mut done = BTreeSet::new();
             let cumulative = |settled: &mut BTreeSet<u64>, done: &BTreeSet<u64>, end: u64| {

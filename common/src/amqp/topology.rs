@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::sections::Topology as Settings;
 use crate::tier::Tier;
 
-pub use declare::{ApplyError, DeclareError, apply};
+pub use declare::{ApplyError, DeclareError, apply, delete_queue};
 
 /// Names of everything on the broker, from one prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::document::{Dimension, Object, RawOutput, RawRequest, RawResponse, Raw
 use super::elements::{self, ElementError};
 use super::request::{InferRequest, Parameter, RequestedOutput};
 use super::response::InferResponse;
-use super::tensor::{Datatype, Tensor, TensorError, element_count};
+use super::tensor::{Datatype, Tensor, TensorError, extent};
 
 /// A body that is not a valid message.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +147,7 @@ impl RawTensor<'_> {
         let shape: Vec<i64> = self.shape.0.into_iter().map(|Dimension(size)| size).collect();
         let fail = |source| DecodeError::Tensor { name: name.clone(), source };
         let datatype: Datatype = self.datatype.0.parse().map_err(fail)?;
-        let elements = element_count(&shape).map_err(fail)?;
+        let elements = extent(&shape).map_err(fail)?;
         if elements > limits.max_elements {
             return Err(DecodeError::TooLarge {
                 what: format!("tensor `{name}`: the number of elements"),

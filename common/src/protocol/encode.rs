@@ -61,7 +61,8 @@ pub fn encode_request(request: &InferRequest, encoding: Encoding) -> Result<Body
     if let Some((name, _)) = request.parameters.iter().find(|(_, value)| not_finite(value)) {
         return Err(EncodeError::NotFinite { name: name.clone() });
     }
-    let mut out = Vec::with_capacity(256 + request.inputs.iter().map(|t| t.data.len()).sum::<usize>());
+    let inputs: usize = request.inputs.iter().map(|t| t.data.len() + t.name.len() + 128).sum();
+    let mut out = Vec::with_capacity(256 + inputs);
     out.push(b'{');
     if let Some(id) = &request.id {
         field(&mut out, "id", id);

@@ -107,16 +107,24 @@ pub enum TensorError {
 /// # Errors
 /// [`TensorError::InvalidShape`] on a negative dimension or overflow.
 pub fn element_count(shape: &[i64]) -> Result<usize, TensorError> {
+    let extent = extent(shape)?;
+    Ok(if shape.contains(&0) { 0 } else { extent })
+}
+
+/// The product of a shape's dimensions without the zeros: what a model may come to hold that reduces or pads an empty axis.
+///
+/// # Errors
+/// [`TensorError::InvalidShape`] on a negative dimension or overflow.
+pub fn extent(shape: &[i64]) -> Result<usize, TensorError> {
     let invalid = || TensorError::InvalidShape(shape.to_vec());
-    // Zero dimensions do not excuse an overflow of the others: a later reshape of hostile sizes must not wrap.
-    let mut elements = 1usize;
-    let mut has_zero = false;
+    let mut extent = 1usize;
     for &dimension in shape {
         let dimension = usize::try_from(dimension).map_err(|_| invalid())?;
-        has_zero |= dimension == 0;
-        elements = elements.checked_mul(dimension.max(1)).ok_or_else(invalid)?;
+        extent = extent.checked_mul(dimension.max(1)).ok_or_else(invalid)?;
     }
-    Ok(if has_zero { 0 } else { elements })
+    // What array libraries can address.
+    isize::try_from(extent).map_err(|_| invalid())?;
+    Ok(extent)
 }
 
 /// A named tensor.

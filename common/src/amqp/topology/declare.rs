@@ -1,7 +1,7 @@
 //! Topology to broker.
 
 use futures_util::future::try_join_all;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind as LapinExchangeKind};
 
@@ -30,6 +30,23 @@ pub async fn apply(connector: &Connector, topology: &Topology) -> Result<(), App
     let declared = topology.declare(&connection).await;
     connection::close(&connection).await;
     Ok(declared?)
+}
+
+/// Deletes a queue with what is in it, over a short connection of its own. One that does not exist is no error.
+///
+/// # Errors
+/// [`ApplyError`].
+pub async fn delete_queue(connector: &Connector, queue: &str) -> Result<(), ApplyError> {
+    let connection = connector.connect("topology", 0).await?;
+    let deleted = async {
+        let channel = open(&connection).await?;
+        let deleting = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
+        deleting.map_err(|error| declined("deletion of queue", queue, &error))
+    };
+    let deleted = deleted.await;
+    connection::close(&connection).await;
+    deleted?;
+    Ok(())
 }
 
 /// Why a topology could not be applied.
