@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_common::amqp::connection::{Connector, wait_up};
+use millrace_common::amqp::connection::{Connector, LinkState, wait_up};
 use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
 use millrace_common::amqp::message::{ReplyKey, URGENT, header, now_ms};
-use millrace_common::amqp::properties::Properties;
-use millrace_common::amqp::publisher::{Message, Outcome, Publisher, PublisherOptions};
-use millrace_common::amqp::topology::{Names, Topology, apply};
+use millrace_common::amqp::properties::{MAX_PROPERTY_BYTES, Properties};
+use millrace_common::amqp::publisher::{Forbidden, Message, Outcome, Publisher, PublisherOptions};
+use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
+use millrace_common::config::load::{ConfigError, Validate};
 use millrace_common::directory::Directory;
 use millrace_common::fleet::{ANNOUNCE_EVERY, Fleet};
 use millrace_common::lifecycle::Lifecycle;
@@ -18,6 +19,7 @@ use millrace_common::protocol::status::Code;
 use millrace_common::tier::{Tier, check_name};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::debug;
 
 use crate::config::Config;
 use crate::error::{ConnectError, Error, RequestError};
@@ -27,6 +29,8 @@ use crate::response::Response;
 
 /// Pause before a request whose outcome is unknown is published again, under the same id.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
+/// The longest that a request may wait, as the configuration's own bound.
+const LONGEST_BUDGET: Duration = Duration::from_secs(30 * 86_400);
 /// Suggested pause after a full queue. A later version computes it from the fleet's rate.
 const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Orphaned replies handed over but not yet taken.
@@ -45,6 +49,8 @@ struct Inner {
     names: Names,
     request_exchange: Arc<str>,
     reply_key: ReplyKey,
+    /// Nobody will consume the reply queue after this client.
+    is_ephemeral: bool,
     publisher: Publisher,
     publishing: Lifecycle,
     consumers: ConsumerGroup,
@@ -83,7 +89,8 @@ impl Builder {
         Client::open(self, None).await
     }
 
-    /// Connects; replies that no request waits for come out of the channel, which must be read.
+    /// Connects; replies that no request waits for come out of the channel, which must be read. The reply queue outlives the
+    /// client, for the next one with the same reply key.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -109,18 +116,23 @@ impl Client {
 
     async fn open(builder: Builder, orphans: Option<mpsc::Sender<Orphan>>) -> Result<Self, ConnectError> {
         let Builder { config, name, reply_key } = builder;
+        config.validate().map_err(ConfigError::from)?;
         let connector = Connector::new(&config.broker, &name)?;
         let user = connector.addresses()[0].user();
-        let bad_user = || ConnectError::User { user: user.to_owned() };
+        let is_ephemeral = reply_key.is_none() && orphans.is_none();
         let reply_key = match reply_key {
-            Some(key) => ReplyKey::parse(&key).map_err(|_| bad_user())?,
-            None => ReplyKey::random(user).map_err(|_| bad_user())?,
+            Some(key) => ReplyKey::parse(&key)
+                .ok()
+                .filter(|parsed| parsed.user() == user)
+                .ok_or_else(|| ConnectError::ReplyKey { key, user: user.to_owned() })?,
+            None => ReplyKey::random(user).map_err(|_| ConnectError::User { user: user.to_owned() })?,
         };
         if config.topology.declare {
             apply(&connector, &Topology::shared(&config.topology)).await?;
         }
         let pending = Arc::new(Pending::default());
-        let replies = Replies { pending: Arc::clone(&pending), orphans, limits: config.limits.into() };
+        let limits = config.limits.into();
+        let replies = Replies { pending: Arc::clone(&pending), orphans, is_ephemeral, limits };
         let names = config.topology.names();
         let publishing = Lifecycle::new();
         let options = PublisherOptions {
@@ -147,6 +159,7 @@ impl Client {
                 config,
                 connector,
                 reply_key,
+                is_ephemeral,
                 publisher,
                 publishing,
                 consumers,
@@ -159,7 +172,9 @@ impl Client {
     }
 
     async fn wait_connected(&self) -> Result<(), ConnectError> {
-        let timeout = Duration::from_secs(self.inner.config.broker.connect_timeout_seconds);
+        // Every address may take its whole time.
+        let addresses = u32::try_from(self.inner.connector.addresses().len()).unwrap_or(u32::MAX);
+        let timeout = Duration::from_secs(self.inner.config.broker.connect_timeout_seconds) * addresses;
         for mut state in [self.inner.consumers.state(), self.inner.publisher.state()] {
             wait_up(&mut state, timeout)
                 .await
@@ -202,36 +217,36 @@ impl Client {
     /// # Errors
     /// [`Error::Invalid`], [`Error::Refused`], [`Error::UnknownOutcome`] or [`Error::Closed`].
     pub async fn submit(&self, request: Request) -> Result<Handle, Error> {
-        let budget = request.deadline.unwrap_or_else(|| self.inner.config.deadline());
+        let budget = request.deadline.unwrap_or_else(|| self.inner.config.deadline()).min(LONGEST_BUDGET);
         let deadline = Instant::now() + budget;
         let id = uuid::Uuid::now_v7().to_string();
-        let message = self.message(request, &id, budget)?;
+        let outgoing = self.outgoing(request, id.clone())?;
         let (place, replied) = self.inner.pending.wait_for(id);
         let mut handle =
             Handle { replied, _place: place, early: None, deadline, budget, client: self.clone() };
         tokio::select! {
-            published = self.publish(message, deadline) => published?,
+            published = self.publish(&outgoing, deadline) => published?,
             // The reply can overtake the confirm; it proves that the request was taken.
             Ok(reply) = &mut handle.replied => handle.early = Some(reply),
         }
         Ok(handle)
     }
 
-    async fn publish(&self, message: Message, deadline: Instant) -> Result<(), Error> {
-        let mut last = "no answer from the broker".to_owned();
+    async fn publish(&self, outgoing: &Outgoing, deadline: Instant) -> Result<(), Error> {
+        let mut last = String::new();
         loop {
-            let publishing = self.inner.publisher.publish(message.clone());
+            let publishing = self.inner.publisher.publish(self.message(outgoing, deadline));
             match tokio::time::timeout_at(deadline, publishing).await {
                 Err(_) => {
-                    return Err(Error::UnknownOutcome {
-                        reason: format!("no confirm before the deadline ({last})"),
-                    });
+                    let last = if last.is_empty() { "no answer from the broker" } else { &last };
+                    let reason = format!("no confirm before the deadline ({last})");
+                    return Err(Error::UnknownOutcome { reason });
                 }
                 Ok(Outcome::Confirmed) => return Ok(()),
                 Ok(Outcome::Refused) => {
                     return Err(Error::Refused {
                         code: Code::Overloaded,
-                        message: format!("the queue of `{}` is full", message.routing_key),
+                        message: format!("the queue of `{}` is full", outgoing.routing_key),
                         retry_after: Some(OVERLOADED_RETRY_AFTER),
                     });
                 }
@@ -240,10 +255,17 @@ impl Client {
                         code: Code::UnknownModel,
                         message: format!(
                             "no queue for `{}`: no worker has served this model and tier yet",
-                            message.routing_key
+                            outgoing.routing_key
                         ),
                         retry_after: None,
                     });
+                }
+                Ok(Outcome::Forbidden(forbidden)) => {
+                    let (code, message) = match forbidden {
+                        Forbidden::Access(message) => (Code::Unauthorized, message),
+                        Forbidden::Size(message) => (Code::TooLarge, message),
+                    };
+                    return Err(Error::Refused { code, message, retry_after: None });
                 }
                 Ok(Outcome::NotSent(_)) => return Err(Error::Closed),
                 Ok(Outcome::Unknown(reason)) => last = reason,
@@ -252,7 +274,7 @@ impl Client {
         }
     }
 
-    fn message(&self, request: Request, id: &str, budget: Duration) -> Result<Message, RequestError> {
+    fn outgoing(&self, request: Request, id: String) -> Result<Outgoing, RequestError> {
         let tier = self.tier(request.tier.as_deref())?;
         check_name(&request.model)?;
         let body = encode(request.body, request.encoding)?;
@@ -260,34 +282,50 @@ impl Client {
         if body.bytes.len() > limit {
             return Err(RequestError::TooLarge { bytes: body.bytes.len(), limit });
         }
+        if let Some(id) = request.correlation_id.as_ref().filter(|id| id.len() > MAX_PROPERTY_BYTES) {
+            return Err(RequestError::CorrelationId { bytes: id.len() });
+        }
+        Ok(Outgoing {
+            id,
+            routing_key: Names::request_key(&request.model, &tier),
+            body,
+            correlation_id: request.correlation_id,
+            version: request.version,
+            is_urgent: request.is_urgent,
+        })
+    }
+
+    /// The message as published now, with what is left of the time until the deadline.
+    fn message(&self, outgoing: &Outgoing, deadline: Instant) -> Message {
+        let budget = deadline.saturating_duration_since(Instant::now());
         let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut properties = Properties::persistent()
-            .with_message_id(id)
+            .with_message_id(&outgoing.id)
             .with_reply_to(self.inner.reply_key.as_str())
             .with_user_id(self.inner.reply_key.user())
-            .with_content_type(body.content_type())
+            .with_content_type(outgoing.body.content_type())
             .with_expiration(&budget_ms.min(u64::from(u32::MAX)).to_string())
             .with_count(header::PUBLISHED_MS, now_ms())
             .with_count(header::BUDGET_MS, budget_ms);
-        if let Some(length) = body.header_length {
+        if let Some(length) = outgoing.body.header_length {
             properties = properties.with_count(header::HEADER_LENGTH, length as u64);
         }
-        if let Some(id) = &request.correlation_id {
+        if let Some(id) = &outgoing.correlation_id {
             properties = properties.with_correlation_id(id);
         }
-        if let Some(version) = request.version {
+        if let Some(version) = outgoing.version {
             properties = properties.with_count(header::MODEL_VERSION, version);
         }
-        if request.is_urgent {
+        if outgoing.is_urgent {
             properties = properties.with_priority(URGENT);
         }
-        Ok(Message {
+        Message {
             exchange: Arc::clone(&self.inner.request_exchange),
-            routing_key: Names::request_key(&request.model, &tier),
+            routing_key: outgoing.routing_key.clone(),
             properties,
-            body: body.bytes,
+            body: outgoing.body.bytes.clone(),
             mandatory: true,
-        })
+        }
     }
 
     fn tier(&self, name: Option<&str>) -> Result<Tier, RequestError> {
@@ -312,21 +350,52 @@ impl Client {
         self.inner.directory.get_or_init(start).await.fleet()
     }
 
+    /// Deletes the reply queue and what waits in it, for a client whose queue would outlive it. That of a client with neither
+    /// reply key nor orphans goes when it is closed. What is left behind expires by `requests.reply_expires_seconds`.
+    pub async fn delete_reply_queue(&self) {
+        let queue = self.inner.names.reply_queue(self.inner.reply_key.as_str());
+        let deleting = delete_queue(&self.inner.connector, &queue);
+        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(3), deleting).await {
+            debug!(%error, queue, "the reply queue stays until it expires");
+        }
+    }
+
     /// The broker names in use.
     pub fn names(&self) -> &Names {
         &self.inner.names
     }
 
-    /// Closes the connections. Requests still waiting get no result from this process.
+    /// Closes the connections. Requests still waiting end in [`Error::Closed`]; they may run all the same.
     pub async fn close(&self) {
         let grace = Duration::from_secs(3);
+        let is_up = matches!(&*self.inner.consumers.state().borrow(), LinkState::Up(_));
         self.inner.publishing.stop();
         self.inner.publishing.stopped(grace).await;
         self.inner.consumers.close(grace).await;
+        self.inner.pending.give_up();
+        if self.inner.is_ephemeral && is_up {
+            self.delete_reply_queue().await;
+        }
         if let Some(directory) = self.inner.directory.get() {
             directory.close().await;
         }
     }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.publishing.stop();
+    }
+}
+
+/// What a request's message is made of, each time it is published.
+struct Outgoing {
+    id: String,
+    routing_key: String,
+    body: Body,
+    correlation_id: Option<String>,
+    version: Option<u64>,
+    is_urgent: bool,
 }
 
 /// Binary requests want binary answers, unless they say otherwise.

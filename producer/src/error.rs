@@ -18,7 +18,8 @@ pub enum Error {
     /// The broker refused it: it is in no queue and will not run.
     #[error("refused ({code}): {message}")]
     Refused {
-        /// [`Code::Overloaded`] (the tier's queue is full) or [`Code::UnknownModel`] (no such queue).
+        /// [`Code::Overloaded`] (the tier's queue is full), [`Code::UnknownModel`] (no such queue),
+        /// [`Code::Unauthorized`] (the broker's user may not use the tier) or [`Code::TooLarge`] (for the broker).
         code: Code,
         /// More for people.
         message: String,
@@ -65,6 +66,7 @@ impl Error {
     /// The stable code, as a gateway would answer it.
     pub fn code(&self) -> Code {
         match self {
+            Self::Invalid(RequestError::TooLarge { .. }) => Code::TooLarge,
             Self::Invalid(_) => Code::InvalidInput,
             Self::Refused { code, .. } | Self::Failed { code, .. } => *code,
             Self::DeadlineExceeded { .. } => Code::DeadlineExceeded,
@@ -129,6 +131,12 @@ pub enum RequestError {
         /// The limit.
         limit: usize,
     },
+    /// A correlation id that AMQP cannot carry.
+    #[error("the correlation id has {bytes} bytes, the limit is 255")]
+    CorrelationId {
+        /// Its size.
+        bytes: usize,
+    },
     /// BYTES that are not text, in JSON.
     #[error("{0}")]
     Encoding(String),
@@ -149,6 +157,16 @@ pub enum ConnectError {
     /// The topology could not be declared.
     #[error(transparent)]
     Topology(#[from] millrace_common::amqp::topology::ApplyError),
+    /// A reply key that is malformed or another user's.
+    #[error(
+        "the reply key `{key}` cannot be used by `{user}`: it must be `{user}.` and 22 to 86 of A-Z a-z 0-9 - _"
+    )]
+    ReplyKey {
+        /// The key.
+        key: String,
+        /// The broker's user.
+        user: String,
+    },
     /// The broker user's name cannot be part of a reply key.
     #[error(
         "the broker user `{user}` cannot be used: a reply key may hold A-Z a-z 0-9 _ - . @ and at most 64 of them"

@@ -21,9 +21,28 @@ const INLINE_BYTES: usize = 32 << 10;
 /// A reply as received, not yet decoded.
 #[derive(Debug)]
 pub(crate) struct RawReply {
-    pub(crate) meta: ReplyMeta,
+    /// What its properties say; the problem where they say nothing.
+    meta: Result<ReplyMeta, String>,
     body: Bytes,
-    receipt: Receipt,
+    receipt: Unclaimed,
+}
+
+/// A receipt that no caller has yet. Where the caller gives the result up, the reply is done with.
+#[derive(Debug)]
+struct Unclaimed(Option<Receipt>);
+
+impl Unclaimed {
+    fn claim(mut self) -> Receipt {
+        self.0.take().unwrap_or(Receipt(None))
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(receipt) = self.0.take() {
+            receipt.acknowledge();
+        }
+    }
 }
 
 /// A reply whose acknowledgement is the caller's to give.
@@ -35,15 +54,15 @@ pub struct Reply {
     pub receipt: Receipt,
 }
 
-/// The duty to acknowledge a reply. Dropped unused, the reply comes again when its queue is next consumed.
+/// The duty to acknowledge a reply. Dropped unused, the reply comes again when its queue is next consumed, if it is.
 #[derive(Debug)]
 #[must_use = "a reply that is not acknowledged comes again"]
-pub struct Receipt(Ticket);
+pub struct Receipt(Option<Ticket>);
 
 impl Receipt {
     /// The reply is safe; the broker may forget it.
     pub fn acknowledge(self) {
-        if let Err(error) = self.0.ack() {
+        if let Some(Err(error)) = self.0.map(Ticket::ack) {
             debug!(%error, "the reply will come again and be dropped as a duplicate");
         }
     }
@@ -70,11 +89,12 @@ impl RawReply {
                 .await
                 .expect("decoding never panics and is never cancelled")
         };
-        Reply { outcome, receipt }
+        Reply { outcome, receipt: receipt.claim() }
     }
 }
 
-fn outcome(meta: ReplyMeta, body: &Bytes, limits: &Limits) -> Result<Response, Error> {
+fn outcome(meta: Result<ReplyMeta, String>, body: &Bytes, limits: &Limits) -> Result<Response, Error> {
+    let meta = meta.map_err(|reason| Error::MalformedReply { reason })?;
     let Some(code) = meta.failure else {
         return response(&meta, body, limits)
             .map(|body| Response { body, meta })
@@ -117,6 +137,11 @@ impl Pending {
         (Place { pending: Arc::clone(self), id }, receiver)
     }
 
+    /// Gives every waiting request up.
+    pub(crate) fn give_up(&self) {
+        self.lock().clear();
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
     }
@@ -136,42 +161,40 @@ impl Pending {
 pub(crate) struct Replies {
     pub(crate) pending: Arc<Pending>,
     pub(crate) orphans: Option<mpsc::Sender<Orphan>>,
+    /// Nobody will consume the reply queue after this process, so a reply is done with once it is here: it would help nobody
+    /// to let it fill the prefetch window until its caller takes it.
+    pub(crate) is_ephemeral: bool,
     pub(crate) limits: Limits,
 }
 
 impl Accept for Replies {
     async fn accept(&self, delivery: Delivery) {
-        let receipt = Receipt(delivery.ticket);
-        let meta = match ReplyMeta::read(&delivery.properties) {
-            Ok(meta) => meta,
-            Err(error) => {
-                warn!(%error, "dropped a reply that answers nothing");
-                return receipt.acknowledge();
-            }
+        let Some(request_id) = delivery.properties.message_id() else {
+            warn!("dropped a reply that answers nothing");
+            return Receipt(Some(delivery.ticket)).acknowledge();
         };
-        let waiter = self.pending.take(&meta.request_id);
-        let reply = RawReply { meta, body: delivery.body, receipt };
+        let waiter = self.pending.take(request_id);
+        if waiter.is_none() && self.orphans.is_none() {
+            debug!(request_id, "dropped a reply that nobody waits for");
+            return Receipt(Some(delivery.ticket)).acknowledge();
+        }
+        let mut receipt = Receipt(Some(delivery.ticket));
+        if self.is_ephemeral {
+            receipt.acknowledge();
+            receipt = Receipt(None);
+        }
+        let request_id = request_id.to_owned();
+        let meta = ReplyMeta::read(&delivery.properties).map_err(|error| error.to_string());
+        let correlation_id = meta.as_ref().ok().and_then(|meta| meta.correlation_id.clone());
+        let reply = RawReply { meta, body: delivery.body, receipt: Unclaimed(Some(receipt)) };
         let unclaimed = match waiter {
             Some(waiter) => waiter.send(reply).err(),
             None => Some(reply),
         };
-        if let Some(reply) = unclaimed {
-            self.orphan(reply).await;
-        }
-    }
-}
-
-impl Replies {
-    async fn orphan(&self, reply: RawReply) {
-        let Some(orphans) = &self.orphans else {
-            debug!(request_id = reply.meta.request_id, "dropped a reply that nobody waits for");
-            return reply.receipt.acknowledge();
-        };
-        let request_id = reply.meta.request_id.clone();
-        let correlation_id = reply.meta.correlation_id.clone();
-        let orphan = Orphan { request_id, correlation_id, reply: reply.decode(self.limits).await };
-        if let Err(mpsc::error::SendError(orphan)) = orphans.send(orphan).await {
-            orphan.reply.receipt.acknowledge();
+        if let (Some(reply), Some(orphans)) = (unclaimed, &self.orphans) {
+            let orphan = Orphan { request_id, correlation_id, reply: reply.decode(self.limits).await };
+            // Where its reader is gone the reply stays in the queue, for the next one.
+            let _ = orphans.send(orphan).await;
         }
     }
 }

@@ -64,7 +64,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if let Some(error) = cause.downcast_ref::<ConnectError>() {
         return Some(match error {
-            ConnectError::Config(_) | ConnectError::User { .. } => Exit::Usage,
+            ConnectError::Config(_) | ConnectError::User { .. } | ConnectError::ReplyKey { .. } => {
+                Exit::Usage
+            }
             ConnectError::Broker(error) => of_link(error),
             ConnectError::Timeout(_) => Exit::Unreachable,
             ConnectError::Topology(error) => of_apply(error),
@@ -90,6 +92,7 @@ fn of_link(error: &LinkError) -> Exit {
     match error {
         LinkError::TlsFile { .. } => Exit::Usage,
         LinkError::Refused { .. } => Exit::Unreachable,
+        LinkError::Unusable { .. } => Exit::Failed,
     }
 }
 

@@ -7,7 +7,7 @@ use millrace_common::amqp::greeting::greeting;
 use millrace_common::amqp::inspect::missing;
 use millrace_common::amqp::message::header;
 use millrace_common::amqp::properties::Properties;
-use millrace_common::amqp::publisher::{Message, Outcome, Publisher, PublisherOptions};
+use millrace_common::amqp::publisher::{Forbidden, Message, Outcome, Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{Names, Topology, apply};
 use millrace_common::lifecycle::Lifecycle;
 use millrace_producer::{Client, Config};
@@ -154,6 +154,9 @@ pub(super) async fn may_publish(report: &mut Report, config: &Config, connector:
         Outcome::Refused => {
             report.warn("publishing", "a queue bound by a wildcard is full", "see `millrace topology diff`")
         }
+        Outcome::Forbidden(forbidden) => {
+            report.bad("publishing", forbidden.reason(), publish_fix(forbidden.reason()));
+        }
         Outcome::Unknown(reason) | Outcome::NotSent(reason) => {
             report.bad("publishing", &reason, publish_fix(&reason));
         }
@@ -205,12 +208,13 @@ pub(super) async fn round_trip(report: &mut Report, config: &Config) {
                 ),
             }
         }
-        Outcome::Unknown(reason) | Outcome::NotSent(reason) if reason.contains("ACCESS") => report.warn(
+        Outcome::Forbidden(Forbidden::Access(reason)) | Outcome::Unknown(reason) | Outcome::NotSent(reason)
+            if reason.contains("ACCESS") => report.warn(
             what,
             "this process has a reply queue; its way was not tried, for this user may not publish replies",
             "that is right for a producer",
         ),
-        Outcome::Unroutable | Outcome::Refused => {
+        Outcome::Unroutable | Outcome::Refused | Outcome::Forbidden(_) => {
             report.bad(
                 what,
                 "the reply queue does not take replies",
@@ -222,6 +226,7 @@ pub(super) async fn round_trip(report: &mut Report, config: &Config) {
         }
     }
     client.close().await;
+    client.delete_reply_queue().await;
 }
 
 async fn publish(connector: &Connector, message: Message) -> Outcome {

@@ -140,12 +140,15 @@ pub(super) struct Input {
     pub(super) lines: Lines<Box<dyn BufRead + Send>>,
     /// The first line with a request, where a pipe had to be read to know it.
     pub(super) first: Option<Line>,
+    /// Whoever writes it may wait for answers before writing more: no line is held back for company.
+    pub(super) may_pause: bool,
 }
 
 impl Input {
     /// At its beginning; lines of at most `limit` bytes.
     pub(super) fn open(source: &Source, limit: usize) -> Result<Self> {
-        Ok(Self { lines: Lines::new(source.open()?, limit), first: None })
+        let may_pause = !matches!(source, Source::File(_));
+        Ok(Self { lines: Lines::new(source.open()?, limit), first: None, may_pause })
     }
 
     /// Reads the first line that is not blank, and keeps it.
@@ -177,6 +180,7 @@ impl Input {
 }
 
 fn read_all(mut input: Input, done: &Bitmap, sender: &mpsc::Sender<Result<Vec<Line>>>) {
+    let chunk_lines = if input.may_pause { 1 } else { CHUNK_LINES };
     let mut chunk = Vec::new();
     let mut bytes = 0;
     loop {
@@ -194,9 +198,7 @@ fn read_all(mut input: Input, done: &Bitmap, sender: &mpsc::Sender<Result<Vec<Li
         }
         bytes += text.len();
         chunk.push(line);
-        // A slow pipe must not hold back the lines it has given.
-        let is_full = chunk.len() >= CHUNK_LINES || bytes >= CHUNK_BYTES;
-        if is_full || sender.capacity() > 0 {
+        if chunk.len() >= chunk_lines || bytes >= CHUNK_BYTES {
             bytes = 0;
             if sender.blocking_send(Ok(std::mem::take(&mut chunk))).is_err() {
                 return;
@@ -245,7 +247,7 @@ mod tests {
         }
         let text: String = (0..300).map(|line| format!("{line}\n")).collect();
         let reader: Box<dyn BufRead + Send> = Box::new(std::io::Cursor::new(text.into_bytes()));
-        let mut input = Input { lines: Lines::new(reader, 10), first: None };
+        let mut input = Input { lines: Lines::new(reader, 10), first: None, may_pause: false };
         assert_eq!(input.first().unwrap().map(|line| line.number), Some(0));
         let mut chunks = input.spawn(done);
         let mut numbers = Vec::new();

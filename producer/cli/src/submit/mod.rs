@@ -158,6 +158,7 @@ pub(crate) async fn run(global: &Global, arguments: Arguments) -> Result<Exit> {
     session.results.sync().await?;
     let summary = Summary::new(&session.results, &session.seen, started.elapsed());
     if is_complete {
+        session.client.delete_reply_queue().await;
         session.state.remove()?;
         return summary.print(&arguments.output);
     }

@@ -174,8 +174,18 @@ impl Session {
         }
     }
 
-    /// Sends waiting lines while there is room.
+    /// Sends waiting lines while there is room. What cannot be sent is answered at once, and makes room when it is written.
     async fn take_off(&mut self, air: &mut Air) -> Result<()> {
+        loop {
+            let before = air.waiting.len();
+            self.fill(air).await?;
+            if air.waiting.is_empty() || air.waiting.len() == before {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn fill(&mut self, air: &mut Air) -> Result<()> {
         let mut mark = 0;
         // Answers not yet written take room too: a kill now would make their lines be sent again.
         while air.flights.len() + self.results.gathered() < self.bound

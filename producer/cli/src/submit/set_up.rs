@@ -74,12 +74,8 @@ async fn prepare(global: &Global, arguments: &Arguments, stop: CancellationToken
     let source = source(&arguments.input, &arguments.output)?;
     let state_path = StateFile::path(&arguments.output);
     let mut results = Results::open(&arguments.output).await?;
-    if arguments.restart {
-        state::remove(&state_path)?;
-        results.clear().await?;
-    }
-    let earlier = StateFile::read(&state_path)?;
-    if earlier.is_none() && !results.is_empty()? {
+    let earlier = if arguments.restart { None } else { StateFile::read(&state_path)? };
+    if earlier.is_none() && !arguments.restart && !results.is_empty()? {
         return Err(usage(format!(
             "{} exists and is not the output of an interrupted run: name another, or --restart to overwrite it",
             arguments.output.display()
@@ -114,6 +110,11 @@ async fn prepare(global: &Global, arguments: &Arguments, stop: CancellationToken
         }
     }
     reach(&config).await?;
+    if arguments.restart {
+        // Only now that nothing else can fail: until here the old output might be all there is.
+        state::remove(&state_path)?;
+        results.clear().await?;
+    }
     let defaults = defaults(arguments, &config);
     let builder = Client::builder(config).name(format!("millrace submit {}", run.id));
     let builder = if run.reply_key.is_empty() { builder } else { builder.reply_key(&run.reply_key) };
