@@ -80,7 +80,10 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .expect("the system has threads for a runtime");
-    runtime.block_on(serve(config, loaded))
+    let code = runtime.block_on(serve(config, loaded));
+    // Not waited for: a run that outlasts the grace period would keep the process for as long as it takes.
+    runtime.shutdown_background();
+    code
 }
 
 fn check(config: &Config) -> ExitCode {

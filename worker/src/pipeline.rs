@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use millrace_common::amqp::connection::{ConnectError, Connector, wait_up};
 use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
+use millrace_common::amqp::inspect::missing;
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{ApplyError, Names, Topology, apply};
@@ -79,6 +80,11 @@ pub enum StartError {
     /// The topology.
     #[error(transparent)]
     Topology(#[from] ApplyError),
+    /// Objects that an operator must create first.
+    #[error(
+        "the broker lacks {0}: run `millrace topology apply` with this worker's configuration (topology.retry_delays_ms names queues), or set topology.declare = true"
+    )]
+    Missing(String),
     /// No thread for an instance.
     #[error("cannot start an instance thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -139,6 +145,15 @@ impl Place<'_> {
         }
         let signature = backends[0].signature().clone();
         let is_batched = signature.shares_first_dimension();
+        if let (false, Some(size @ 2..)) = (is_batched, own.max_batch_size) {
+            warn!(
+                model = self.model,
+                version = self.version,
+                max_batch_size = size,
+                "max_batch_size has no effect: inputs and outputs share no first dimension of one name; export the model with \
+                 a named dynamic axis 0"
+            );
+        }
         let max_batch_size = match own.max_batch_size {
             _ if !is_batched => 1,
             Some(size) => size,
@@ -241,7 +256,8 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     let names = config.topology.names();
     let dispatch = Dispatch::new(&names, &config.topology.retry_delays_ms, &config.worker.name, &own_user);
     let refused_retry = Duration::from_secs(config.replies.refused_retry_seconds);
-    tasks.spawn(Settler::new(publisher.clone(), dispatch, refused_retry).run(incoming));
+    let max_bytes = config.replies.max_in_flight_bytes;
+    tasks.spawn(Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes).run(incoming));
     let mut instances = Vec::new();
     for (served, backend) in loaded.backends {
         let max_reply_bytes = config.limits.max_body_bytes;
@@ -260,16 +276,17 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         dead_budget: Arc::new(Semaphore::new(DEAD_BUDGET_UNITS as usize)),
         sequence: AtomicU64::new(0),
     });
+    let consumers =
+        ConsumerGroup::spawn(connector, "requests", Topology::default(), subscriptions, Arc::clone(&intake));
     let announcer = Arc::new(Announcer {
         worker: config.worker.name.clone(),
         started_ms: now_ms(),
-        is_ready: Arc::new(AtomicBool::new(true)),
+        is_draining: AtomicBool::new(false),
+        consuming: consumers.state(),
         catalogue: Arc::clone(&loaded.catalogue),
         topology: config.topology.clone(),
         publisher: publisher.clone(),
     });
-    let consumers =
-        ConsumerGroup::spawn(connector, "requests", Topology::default(), subscriptions, Arc::clone(&intake));
     let (telling, stopping, lanes) = (Arc::clone(&announcer), tasks.clone(), Arc::clone(&intake));
     tasks.spawn(async move {
         tokio::select! {
@@ -294,7 +311,7 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
 
 async fn declare(config: &Config, connector: &Connector, catalogue: &Catalogue) -> Result<(), StartError> {
     if !config.topology.declare {
-        return Ok(());
+        return check_shared(config, connector).await;
     }
     let mut topology = Topology::shared(&config.topology);
     for model in catalogue.names() {
@@ -310,6 +327,18 @@ async fn declare(config: &Config, connector: &Connector, catalogue: &Catalogue) 
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             result => return Ok(result?),
+        }
+    }
+}
+
+/// Without its exchanges a worker would consume and then find that it cannot pass anything on.
+async fn check_shared(config: &Config, connector: &Connector) -> Result<(), StartError> {
+    match missing(connector, &Topology::shared(&config.topology)).await {
+        Ok(absent) if absent.is_empty() => Ok(()),
+        Ok(absent) => Err(StartError::Missing(absent.join(", "))),
+        Err(error) => {
+            warn!(%error, "cannot look whether the topology is complete");
+            Ok(())
         }
     }
 }
@@ -373,7 +402,7 @@ impl Worker {
     /// answered and acknowledged. Returns whether everything was done within the grace period.
     pub async fn drain(mut self) -> bool {
         let deadline = tokio::time::Instant::now() + self.config.grace();
-        self.announcer.is_ready.store(false, Ordering::Relaxed);
+        self.announcer.is_draining.store(true, Ordering::Relaxed);
         let routes: Vec<&Route> = self.intake.routes.values().collect();
         self.announcer.announce(&routes).await;
         self.consumers.stop_consuming();

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use millrace_common::amqp::connection::LinkState;
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::properties::Properties;
 use millrace_common::amqp::publisher::{Message, Publisher};
 use millrace_common::config::sections::Topology;
 use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, LaneStatus, WorkerStatus};
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::catalogue::Catalogue;
@@ -19,8 +21,10 @@ pub struct Announcer {
     pub worker: String,
     /// When it started, milliseconds since the epoch.
     pub started_ms: u64,
-    /// Whether it takes requests.
-    pub is_ready: Arc<AtomicBool>,
+    /// Whether it drains.
+    pub is_draining: AtomicBool,
+    /// The connection that requests come over.
+    pub consuming: watch::Receiver<LinkState>,
     /// What it serves.
     pub catalogue: Arc<Catalogue>,
     /// Names and tiers.
@@ -40,7 +44,7 @@ impl Announcer {
         }
     }
 
-    /// Announces once. Failures are not worth more than a retry in a second.
+    /// Announces once, within a second. Failures are not worth more than the next announcement.
     pub async fn announce(&self, routes: &[&Route]) {
         let body = match serde_json::to_vec(&self.status(routes)) {
             Ok(body) => body,
@@ -53,8 +57,8 @@ impl Announcer {
             body: body.into(),
             mandatory: false,
         };
-        // Enqueued, not awaited: the confirm of an announcement changes nothing.
-        drop(self.publisher.enqueue(message).await);
+        // Given up in time: while the broker is away announcements must not pile up, and a stop must not wait for one.
+        let _ = tokio::time::timeout(ANNOUNCE_EVERY, self.publisher.publish(message)).await;
     }
 
     fn status(&self, routes: &[&Route]) -> WorkerStatus {
@@ -63,11 +67,16 @@ impl Announcer {
             worker: self.worker.clone(),
             started_ms: self.started_ms,
             now_ms: now_ms(),
-            is_ready: self.is_ready.load(Ordering::Relaxed),
+            is_ready: self.is_ready(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
             models: self.catalogue.all().map(|(served, is_default)| served.status(is_default)).collect(),
             lanes: routes.iter().map(|route| self.lane(route)).collect(),
         }
+    }
+
+    fn is_ready(&self) -> bool {
+        let is_consuming = matches!(&*self.consuming.borrow(), LinkState::Up(_));
+        is_consuming && !self.is_draining.load(Ordering::Relaxed)
     }
 
     fn lane(&self, route: &Route) -> LaneStatus {

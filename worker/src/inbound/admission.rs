@@ -5,7 +5,7 @@
 use millrace_common::protocol::codec::Encoding;
 use millrace_common::protocol::request::InferRequest;
 use millrace_common::protocol::status::Code;
-use millrace_common::protocol::tensor::Tensor;
+use millrace_common::protocol::tensor::{BytesElements, Datatype, Tensor};
 
 use crate::job::BatchKey;
 use crate::model::signature::{Dimension, Signature, Slot};
@@ -98,6 +98,9 @@ pub enum Misfit {
         /// The names it has.
         known: String,
     },
+    /// BYTES that ONNX Runtime cannot take.
+    #[error("input `{0}`: an element contains a NUL byte, which ONNX Runtime cannot take")]
+    Nul(String),
     /// A type that the protocol does not have.
     #[error("`{name}` is {found}, which the protocol cannot carry")]
     Unsupported {
@@ -154,6 +157,12 @@ fn check(slot: &Slot, tensor: &Tensor) -> Result<(), Misfit> {
             given: tensor.shape.clone(),
             wanted: shape_text(slot),
         });
+    }
+    // Found by the runtime it would fail the whole batch.
+    if tensor.datatype == Datatype::Bytes
+        && BytesElements::new(&tensor.data).flatten().any(|e| e.contains(&0))
+    {
+        return Err(Misfit::Nul(slot.name.clone()));
     }
     Ok(())
 }

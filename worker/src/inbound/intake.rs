@@ -196,7 +196,7 @@ impl Intake {
             reply_to,
             attempt,
             tenant,
-            arrived: Instant::now(),
+            arrived: delivery.received,
             original: Original {
                 routing_key: delivery.routing_key,
                 properties: delivery.properties,
@@ -238,15 +238,18 @@ impl Intake {
     /// Decodes and admits the request, or finds its verdict.
     async fn prepare(&self, route: &Route, duty: &Duty, meta: RequestMeta) -> Result<Prepared<'_>, Verdict> {
         let fail = |code, message: String| Verdict::Reply(Answer::failure(code, message));
-        let remaining = meta.remaining(now_ms()).unwrap_or(route.default_budget);
+        let here = duty.arrived.elapsed();
+        let received_ms = now_ms().saturating_sub(u64::try_from(here.as_millis()).unwrap_or(u64::MAX));
+        let budget = meta.remaining(received_ms).unwrap_or(route.default_budget);
+        let remaining = budget.saturating_sub(here);
         if remaining.is_zero() {
             return Err(fail(
                 Code::DeadlineExceeded,
-                "the deadline passed before a worker received it".to_owned(),
+                "the deadline passed before a worker could look at it".to_owned(),
             ));
         }
         let Some(served) = self.catalogue.find(&route.model, meta.model_version) else {
-            return Err(self.pass_on(route, duty, &meta));
+            return Err(self.pass_on(route, duty, &meta, remaining));
         };
         let body = duty.original.body.clone();
         let request = decode(body, meta.header_length, self.limits)
@@ -256,12 +259,12 @@ impl Intake {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let admitted = admit(&served.rules, request, sequence)
             .map_err(|misfit| fail(misfit.code(), misfit.to_string()))?;
-        let deadline = duty.arrived.checked_add(remaining);
+        let deadline = duty.arrived.checked_add(budget);
         Ok(Prepared { served, admitted, body_id, deadline })
     }
 
     /// A pinned version that is not here: on to another worker after a pause, unless nobody has it.
-    fn pass_on(&self, route: &Route, duty: &Duty, meta: &RequestMeta) -> Verdict {
+    fn pass_on(&self, route: &Route, duty: &Duty, meta: &RequestMeta, remaining: Duration) -> Verdict {
         let version = meta.model_version.unwrap_or(0);
         let hops = duty.original.properties.count(VERSION_HOPS).ok().flatten().unwrap_or(0);
         let is_served = self.directory.serves(&route.model, version);
@@ -271,7 +274,15 @@ impl Intake {
         }
         let step = if is_served { scattered(&meta.request_id, hops) } else { hops };
         let step = usize::try_from(step).unwrap_or(usize::MAX);
-        Verdict::Retry { step, headers: vec![(VERSION_HOPS, hops + 1)] }
+        // The message loses its `expiration` on the way, and with it the sign by which clocks that differ are told: from here
+        // on our clock counts.
+        let remaining_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX).max(1);
+        let headers = vec![
+            (VERSION_HOPS, hops + 1),
+            (header::PUBLISHED_MS, now_ms()),
+            (header::BUDGET_MS, remaining_ms),
+        ];
+        Verdict::Retry { step, headers }
     }
 }
 
@@ -285,10 +296,11 @@ fn scattered(request_id: &str, hops: u64) -> u64 {
     hasher.finish() % (hops.min(FAR_STEP) + 1)
 }
 
-/// Bytes that a delivery will hold: JSON is kept as text and as tensors, which take up to about twice the text.
+/// Bytes that a delivery will hold: JSON is kept as text and as tensors, which take up to four times the text (`[1,2]` of
+/// INT64 or FP64).
 fn budget_units(delivery: &Delivery) -> u32 {
     let is_binary = delivery.properties.has_header(header::HEADER_LENGTH);
-    let bytes = delivery.body.len() * if is_binary { 1 } else { 3 };
+    let bytes = delivery.body.len() * if is_binary { 1 } else { 5 };
     u32::try_from(bytes / BUDGET_UNIT + 1).unwrap_or(u32::MAX)
 }
 
@@ -298,6 +310,9 @@ fn hostility(
     delivery: &Delivery,
     reply_to: Option<&String>,
 ) -> Option<(&'static str, String)> {
+    if let Ok(Some(reason)) = delivery.properties.text(header::UNREADABLE) {
+        return Some(("unreadable_properties", reason.to_owned()));
+    }
     if delivery.properties.has_header("CC") || delivery.properties.has_header("BCC") {
         return Some(("sender_selected", "CC and BCC headers are refused: they evade tiers".to_owned()));
     }

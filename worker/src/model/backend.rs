@@ -7,14 +7,15 @@ use crate::schedule::batch::{BatchInput, BatchOutput};
 
 /// Runs batches. Owned by one thread.
 pub trait Backend: Send {
-    /// Runs one batch and hands the outputs, in the signature's order, to `read` while they are still in place.
+    /// Runs one batch and hands the outputs, in the signature's order, to `read` while they are still in place. An output of
+    /// a type that the protocol cannot carry is `None`.
     ///
     /// # Errors
     /// [`BackendError`]; `read` has not been called then.
     fn run(
         &mut self,
         inputs: &[BatchInput<'_>],
-        read: &mut dyn FnMut(&[BatchOutput<'_>]),
+        read: &mut dyn FnMut(&[Option<BatchOutput<'_>>]),
     ) -> Result<(), BackendError>;
 
     /// The model's inputs and outputs.

@@ -27,21 +27,23 @@ pub fn spawn(
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     let name = format!("{}:{}", served.model, served.version);
     std::thread::Builder::new().name(name).spawn(move || {
+        let send = |settled: Vec<Settlement>| settlements.blocking_send(settled).is_ok();
         while let Some(Collected { batch, expired }) = served.pickup.collect() {
-            let mut settled: Vec<Settlement> = Vec::with_capacity(batch.len() + expired.len());
-            settled.extend(expired.into_iter().map(|job| {
-                let answer = Answer::failure(Code::DeadlineExceeded, "the deadline passed while it waited");
-                (job.duty, Verdict::Reply(answer))
-            }));
-            if !batch.is_empty() {
-                let run = Run { backend: &mut *backend, served: &served, max_reply_bytes };
-                run.answer(batch, &mut settled);
+            let expired: Vec<Settlement> = expired.into_iter().map(too_late).collect();
+            if !expired.is_empty() && !send(expired) {
+                return;
             }
-            if settlements.blocking_send(settled).is_err() {
+            let run = Run { backend: &mut *backend, served: &served, max_reply_bytes };
+            if !batch.is_empty() && !run.answer(batch, &send) {
                 return;
             }
         }
     })
+}
+
+fn too_late(job: Job) -> Settlement {
+    let answer = Answer::failure(Code::DeadlineExceeded, "the deadline passed while it waited");
+    (job.duty, Verdict::Reply(answer))
 }
 
 struct Run<'a> {
@@ -51,24 +53,27 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs a batch. If it fails, each of its requests runs again alone, so that only the guilty one fails.
-    fn answer(mut self, batch: Vec<Job>, settled: &mut Vec<Settlement>) {
-        match self.run(&batch) {
-            Ok(answers) => settle_all(batch, answers, settled),
-            Err(error) if batch.len() == 1 => settle_all(batch, vec![failed(&error)], settled),
-            Err(error) => {
-                warn!(model = %self.served.model, version = self.served.version, jobs = batch.len(), %error,
-                    "a batch failed; its requests run alone");
-                for job in batch {
-                    let alone = vec![job];
-                    let answer = match self.run(&alone) {
-                        Ok(mut answers) => answers.swap_remove(0),
-                        Err(error) => failed(&error),
-                    };
-                    settle_all(alone, vec![answer], settled);
-                }
+    /// Runs a batch. If it fails, each of its requests runs again alone, so that only the guilty one fails; each is answered
+    /// at once, and one whose deadline passes meanwhile is not run. Returns whether `send` still takes settlements.
+    fn answer(mut self, batch: Vec<Job>, send: &impl Fn(Vec<Settlement>) -> bool) -> bool {
+        let error = match self.run(&batch) {
+            Ok(answers) => return send(settled(batch, answers)),
+            Err(error) if batch.len() == 1 => return send(settled(batch, vec![failed(&error)])),
+            Err(error) => error,
+        };
+        warn!(model = %self.served.model, version = self.served.version, jobs = batch.len(), %error,
+            "a batch failed; its requests run alone");
+        batch.into_iter().all(|job| {
+            if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return send(vec![too_late(job)]);
             }
-        }
+            let alone = vec![job];
+            let answer = match self.run(&alone) {
+                Ok(mut answers) => answers.swap_remove(0),
+                Err(error) => failed(&error),
+            };
+            send(settled(alone, vec![answer]))
+        })
     }
 
     /// One answer for each job, in order.
@@ -117,8 +122,8 @@ fn failed(error: &RunError) -> Answer {
     Answer::failure(code, error.to_string())
 }
 
-fn settle_all(batch: Vec<Job>, answers: Vec<Answer>, settled: &mut Vec<Settlement>) {
-    settled.extend(batch.into_iter().zip(answers).map(|(job, answer)| (job.duty, Verdict::Reply(answer))));
+fn settled(batch: Vec<Job>, answers: Vec<Answer>) -> Vec<Settlement> {
+    batch.into_iter().zip(answers).map(|(job, answer)| (job.duty, Verdict::Reply(answer))).collect()
 }
 
 fn stacked<'a>(served: &'a ServedVersion, batch: &'a [Job]) -> Result<Vec<BatchInput<'a>>, BatchError> {
@@ -138,22 +143,23 @@ fn answers_of(
     served: &ServedVersion,
     batch: &[Job],
     rows: &[u32],
-    outputs: &[BatchOutput<'_>],
+    outputs: &[Option<BatchOutput<'_>>],
     max_reply_bytes: usize,
     timing: &dyn Fn(&Job) -> Timing,
 ) -> Result<Vec<Answer>, BatchError> {
     let ranges = outputs
         .iter()
         .enumerate()
-        .map(|(index, output)| split(index, output, rows))
+        .map(|(index, output)| output.as_ref().map_or(Ok(Vec::new()), |output| split(index, output, rows)))
         .collect::<Result<Vec<_>, _>>()?;
+    let output = |index: usize| outputs[index].as_ref().expect("admission lets no other output be asked for");
     let version = served.version.to_string();
     let answers = batch.iter().enumerate().map(|(position, job)| {
         let shapes: Vec<Vec<i64>> = job
             .outputs
             .iter()
             .map(|&(index, _)| {
-                let mut shape = outputs[index].shape.to_vec();
+                let mut shape = output(index).shape.to_vec();
                 if batch.len() > 1 {
                     shape[0] = i64::from(job.rows);
                 }
@@ -166,9 +172,9 @@ fn answers_of(
             .zip(&shapes)
             .map(|(&(index, encoding), shape)| TensorView {
                 name: &served.rules.signature.outputs[index].name,
-                datatype: outputs[index].datatype,
+                datatype: output(index).datatype,
                 shape,
-                data: &outputs[index].data[ranges[index][position].clone()],
+                data: &output(index).data[ranges[index][position].clone()],
                 encoding,
             })
             .collect();

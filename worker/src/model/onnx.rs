@@ -227,7 +227,7 @@ impl Backend for OnnxBackend {
     fn run(
         &mut self,
         inputs: &[BatchInput<'_>],
-        read: &mut dyn FnMut(&[BatchOutput<'_>]),
+        read: &mut dyn FnMut(&[Option<BatchOutput<'_>>]),
     ) -> Result<(), BackendError> {
         let values = inputs
             .iter()
@@ -246,7 +246,10 @@ impl Backend for OnnxBackend {
             .outputs
             .iter()
             .zip(&framed)
-            .map(|(slot, framed)| view(slot, outputs.get(&slot.name), framed.as_deref()))
+            .map(|(slot, framed)| match slot.datatype {
+                Ok(_) => view(slot, outputs.get(&slot.name), framed.as_deref()).map(Some),
+                Err(_) => Ok(None),
+            })
             .collect::<Result<Vec<_>, _>>()?;
         read(&views);
         Ok(())

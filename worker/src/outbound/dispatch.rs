@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_common::amqp::message::{ReplyMeta, header};
+use millrace_common::amqp::message::{ReplyKey, ReplyMeta, header};
 use millrace_common::amqp::publisher::Message;
 use millrace_common::amqp::topology::Names;
 
@@ -32,8 +32,8 @@ impl Dispatch {
         }
     }
 
-    /// The reply; `None` where nobody asked for one.
-    pub fn reply(&self, duty: &Duty, answer: &Answer) -> Option<Message> {
+    /// The reply.
+    pub fn reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) -> Message {
         let meta = ReplyMeta {
             request_id: duty.request_id.clone().unwrap_or_default(),
             correlation_id: duty.correlation_id.clone(),
@@ -46,13 +46,13 @@ impl Dispatch {
             model_version: answer.model_version,
             attempt: duty.attempt,
         };
-        Some(Message {
+        Message {
             exchange: Arc::clone(&self.reply_exchange),
-            routing_key: duty.reply_to.as_ref()?.as_str().to_owned(),
+            routing_key: reply_to.as_str().to_owned(),
             properties: meta.write(answer.body.content_type()),
             body: answer.body.bytes.clone(),
             mandatory: true,
-        })
+        }
     }
 
     /// The request again, for the retry step `step`; the last step where there are fewer.

@@ -1,9 +1,11 @@
 //! From verdicts to acknowledgements.
 //!
 //! - [`dispatch`]: a verdict to the message that carries it out
+//! - [`readers`]: requesters that cannot be answered at the moment
 //! - [`reaper`]: dead letters to verdicts
 //! - [`settle`]: publishes it, waits for the confirm, then acknowledges
 
 pub mod dispatch;
+pub mod readers;
 pub mod reaper;
 pub mod settle;

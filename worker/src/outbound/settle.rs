@@ -2,16 +2,19 @@
 //!
 //! A confirmed reply, retry or dead copy does; a refused or unanswered publish does not and is published again.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use millrace_common::amqp::message::ReplyKey;
 use millrace_common::amqp::publisher::{Message, Outcome, Publisher};
 use tokio::sync::mpsc;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::dispatch::Dispatch;
-use crate::job::{Duty, Settlement, Verdict};
+use super::readers::{Readers, Trouble};
+use crate::job::{Answer, Duty, Settlement, Verdict};
 
 /// Pause before a reply queue that did not exist is tried a second time: its owner may just be reconnecting.
 const RETURNED_PAUSE: Duration = Duration::from_millis(500);
@@ -23,43 +26,56 @@ pub struct Settler {
     publisher: Publisher,
     dispatch: Dispatch,
     refused_retry: Duration,
+    max_bytes: usize,
+    readers: Mutex<Readers>,
 }
 
 /// What became of a publish that was tried until it had an end.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Delivered {
     /// Confirmed.
     Yes,
-    /// Refused for as long as refusals are retried.
+    /// Refused for as long as refusals are retried, or for ever.
     Refused,
     /// No queue is bound for its key, twice.
     Gone,
 }
 
 impl Settler {
-    /// `refused_retry` is how long a full queue is tried again.
-    pub fn new(publisher: Publisher, dispatch: Dispatch, refused_retry: Duration) -> Self {
-        Self { publisher, dispatch, refused_retry }
+    /// `refused_retry` is how long a full queue is tried again; `max_bytes` how many bytes of answers may wait for their
+    /// confirm before further ones are left with the instances.
+    pub fn new(publisher: Publisher, dispatch: Dispatch, refused_retry: Duration, max_bytes: usize) -> Self {
+        Self { publisher, dispatch, refused_retry, max_bytes, readers: Mutex::default() }
     }
 
     /// Settles everything that comes, until the channel closes and the last duty is done.
     ///
-    /// Nothing bounds the duties here but the prefetch, which bounds all deliveries.
+    /// The prefetch bounds the duties, `max_bytes` what their answers hold: beyond, instances feel a slow broker.
     pub async fn run(self, mut incoming: mpsc::Receiver<Vec<Settlement>>) {
         enum Event {
             Came(Option<Vec<Settlement>>),
-            Done,
+            Done(usize),
         }
         let mut open = FuturesUnordered::new();
         let mut is_open = true;
+        let mut bytes = 0;
         while is_open || !open.is_empty() {
             let event = tokio::select! {
-                Some(()) = open.next() => Event::Done,
-                settlements = incoming.recv(), if is_open => Event::Came(settlements),
+                Some(done) = open.next() => Event::Done(done),
+                settlements = incoming.recv(), if is_open && bytes < self.max_bytes => Event::Came(settlements),
             };
             match event {
-                Event::Done => {}
+                Event::Done(done) => bytes -= done,
                 Event::Came(Some(settlements)) => {
-                    open.extend(settlements.into_iter().map(|(duty, verdict)| self.settle(duty, verdict)));
+                    for (duty, verdict) in settlements {
+                        let held = held(&verdict);
+                        bytes += held;
+                        let settling = self.settle(duty, verdict);
+                        open.push(async move {
+                            settling.await;
+                            held
+                        });
+                    }
                 }
                 Event::Came(None) => is_open = false,
             }
@@ -75,18 +91,17 @@ impl Settler {
                 return;
             }
             Verdict::Reply(answer) => {
-                if let Some(message) = self.dispatch.reply(&duty, &answer) {
-                    self.reply(&duty, message).await;
+                if let Some(reply_to) = &duty.reply_to {
+                    self.reply(&duty, reply_to, &answer).await;
                 }
             }
             Verdict::Retry { step, headers } => {
-                let message = self.dispatch.retry(&duty, step, &headers);
-                debug!(request_id = ?duty.request_id, exchange = %message.exchange, "passing a request on");
-                self.until_confirmed(message).await;
+                debug!(request_id = ?duty.request_id, step, "passing a request on");
+                self.until_confirmed(|| self.dispatch.retry(&duty, step, &headers)).await;
             }
             Verdict::Dead { reason, detail } => {
                 warn!(request_id = ?duty.request_id, reason, detail, "kept a request for people");
-                self.until_confirmed(self.dispatch.dead(&duty, reason, &detail)).await;
+                self.until_confirmed(|| self.dispatch.dead(&duty, reason, &detail)).await;
             }
         }
         if let Err(error) = duty.ticket.ack() {
@@ -95,47 +110,63 @@ impl Settler {
         }
     }
 
-    async fn reply(&self, duty: &Duty, message: Message) {
-        match self.deliver(message, self.refused_retry).await {
-            Delivered::Yes => {}
+    async fn reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) {
+        let message = || self.dispatch.reply(duty, reply_to, answer);
+        let key = reply_to.as_str();
+        let delivered = self.deliver(message, self.refused_retry, |trouble| {
+            self.readers().trouble(key, Instant::now()) == Some(trouble)
+        });
+        match delivered.await {
+            Delivered::Yes => self.readers().recovered(key),
             Delivered::Gone => {
-                info!(request_id = ?duty.request_id, "the requester is gone, its reply dropped")
+                self.readers().note(key, Trouble::Gone, Instant::now());
+                info!(request_id = ?duty.request_id, "the requester is gone, its reply dropped");
             }
             Delivered::Refused => {
-                warn!(request_id = ?duty.request_id, "the requester's reply queue is full, the request kept for people");
-                let dead =
-                    self.dispatch.dead(duty, "reply_refused", "the reply queue is full: its reader is stuck");
-                self.until_confirmed(dead).await;
+                self.readers().note(key, Trouble::Stuck, Instant::now());
+                warn!(request_id = ?duty.request_id, "the requester's reply queue takes nothing, the request kept for people");
+                let detail =
+                    "the reply queue is full, its reader stuck; or the reply is longer than the broker takes";
+                self.until_confirmed(|| self.dispatch.dead(duty, "reply_refused", detail)).await;
             }
         }
     }
 
     /// For messages whose queue must exist and take them: there is nothing else to do with them.
-    async fn until_confirmed(&self, message: Message) {
-        loop {
-            match self.deliver(message.clone(), Duration::MAX).await {
-                Delivered::Yes => return,
-                Delivered::Gone | Delivered::Refused => {
-                    warn!(exchange = %message.exchange, "no queue takes what must be kept; run `millrace topology apply`");
-                    tokio::time::sleep(AGAIN_PAUSE * 5).await;
-                }
-            }
+    async fn until_confirmed(&self, message: impl Fn() -> Message) {
+        while self.deliver(&message, Duration::MAX, |_| false).await != Delivered::Yes {
+            let exchange = message().exchange;
+            warn!(%exchange, "no queue takes what must be kept; run `millrace topology apply`");
+            tokio::time::sleep(AGAIN_PAUSE * 5).await;
         }
     }
 
-    async fn deliver(&self, message: Message, patience: Duration) -> Delivered {
+    /// Publishes until there is an end. The message is made anew for each attempt, since mostly there is one only. `is_known`
+    /// tells whether another message has met this trouble lately, so that this one need not try for long.
+    async fn deliver(
+        &self,
+        message: impl Fn() -> Message,
+        patience: Duration,
+        is_known: impl Fn(Trouble) -> bool,
+    ) -> Delivered {
         let started = Instant::now();
         let mut returned_before = false;
         loop {
-            match self.publisher.publish(message.clone()).await {
+            match self.publisher.publish(message()).await {
                 Outcome::Confirmed => return Delivered::Yes,
-                Outcome::Unroutable if returned_before => return Delivered::Gone,
+                Outcome::Unroutable if returned_before || is_known(Trouble::Gone) => return Delivered::Gone,
                 Outcome::Unroutable => {
                     returned_before = true;
                     tokio::time::sleep(RETURNED_PAUSE).await;
                 }
-                Outcome::Refused if started.elapsed() >= patience => return Delivered::Refused,
+                Outcome::Refused if started.elapsed() >= patience || is_known(Trouble::Stuck) => {
+                    return Delivered::Refused;
+                }
                 Outcome::Refused => tokio::time::sleep(AGAIN_PAUSE).await,
+                Outcome::Forbidden(forbidden) => {
+                    error!(reason = forbidden.reason(), "the broker forbids what this worker publishes");
+                    return Delivered::Refused;
+                }
                 // Publishing again may double it; callers drop the second copy, a lost one they could not make up for.
                 Outcome::Unknown(reason) | Outcome::NotSent(reason) => {
                     debug!(reason, "publishing again");
@@ -143,5 +174,18 @@ impl Settler {
                 }
             }
         }
+    }
+
+    fn readers(&self) -> MutexGuard<'_, Readers> {
+        // Single map operations; a panic cannot leave it half changed.
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that a verdict keeps until it is carried out, beyond what the request's budget counts.
+fn held(verdict: &Verdict) -> usize {
+    match verdict {
+        Verdict::Reply(answer) => answer.body.bytes.len(),
+        Verdict::Retry { .. } | Verdict::Dead { .. } | Verdict::GiveBack => 0,
     }
 }

@@ -1,8 +1,9 @@
 //! Whose turn it is: deficit round robin between the tiers of one model version.
 //!
 //! Every tier with waiting requests earns credit in proportion to its weight, once a round; serving a row costs one.
-//! The highest tier with credit goes first, and a tier that was empty gets its round's credit at once, so that its
-//! request is next after those of higher tiers that have credit too. Credit is not saved up while a tier is empty.
+//! The highest tier with credit goes first, and a tier that was empty gets its round's credit at once, if it has not had
+//! it, so that its request is next after those of higher tiers that have credit too. Credit is not saved up while a tier is
+//! empty, and debt is not forgiven: only rounds pay it off.
 //!
 //! Plain code: no clock, no channel; `now` is a parameter. Source of the algorithm: M. Shreedhar, G. Varghese,
 //! "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995.
@@ -18,6 +19,9 @@ pub struct Scheduler<W: Waiting> {
     lanes: Vec<Lane<W>>,
     weights: Vec<i64>,
     credits: Vec<i64>,
+    /// Rounds so far, and the last one whose credit each tier has had.
+    round: u64,
+    credited: Vec<u64>,
     policy: BatchPolicy,
 }
 
@@ -44,6 +48,8 @@ impl<W: Waiting> Scheduler<W> {
             lanes: weights.iter().map(|_| Lane::default()).collect(),
             weights: weights.iter().map(|&weight| i64::from(weight.max(1))).collect(),
             credits: vec![0; weights.len()],
+            round: 1,
+            credited: vec![0; weights.len()],
             policy,
         }
     }
@@ -53,8 +59,9 @@ impl<W: Waiting> Scheduler<W> {
     /// # Panics
     /// When there is no such tier.
     pub fn push(&mut self, tier: usize, waiting: W) {
-        if self.lanes[tier].is_empty() {
-            self.credits[tier] = self.weights[tier];
+        if self.lanes[tier].is_empty() && self.credited[tier] < self.round {
+            self.credited[tier] = self.round;
+            self.credits[tier] = self.credits[tier].min(0) + self.weights[tier];
         }
         self.lanes[tier].push(waiting);
     }
@@ -128,14 +135,19 @@ impl<W: Waiting> Scheduler<W> {
         })
     }
 
-    /// Gives every waiting tier its weight, as often as it takes until one has credit again.
+    /// Gives every waiting tier its weight, as often as it takes until one has credit again; an empty tier pays off debt.
     fn start_round(&mut self) {
-        let waiting: Vec<usize> =
-            (0..self.lanes.len()).filter(|&tier| !self.lanes[tier].is_empty()).collect();
-        let rounds =
-            waiting.iter().map(|&tier| -self.credits[tier] / self.weights[tier] + 1).min().unwrap_or(0);
-        for tier in waiting {
+        let tiers = 0..self.lanes.len();
+        let waiting = tiers.clone().filter(|&tier| !self.lanes[tier].is_empty());
+        let rounds = waiting.map(|tier| -self.credits[tier] / self.weights[tier] + 1).min().unwrap_or(0);
+        self.round = self.round.saturating_add(rounds.unsigned_abs());
+        for tier in tiers {
             self.credits[tier] += rounds * self.weights[tier];
+            if self.lanes[tier].is_empty() {
+                self.credits[tier] = self.credits[tier].min(0);
+            } else {
+                self.credited[tier] = self.round;
+            }
         }
     }
 

@@ -142,6 +142,26 @@ fn a_premium_request_that_finds_its_lane_empty_is_next() {
 }
 
 #[test]
+fn a_tier_that_empties_its_lane_again_and_again_gets_no_more_than_its_share() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[8, 1], policy(64));
+    let mut served = [0u32; 2];
+    for id in 0..40_000 {
+        scheduler.push(0, request(id, now));
+    }
+    while served[0] < 20_000 {
+        // One large request at a time, overdrawing what a round gives.
+        if scheduler.waiting(1) == 0 {
+            scheduler.push(1, Request { key: 1, rows: 64, ..request(100_000, now) });
+        }
+        let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+        served[usize::from(batch[0].key)] += batch.iter().map(|request| request.rows).sum::<u32>();
+    }
+    let share = f64::from(served[1]) / f64::from(served[0] + served[1]);
+    assert!((share - 1.0 / 9.0).abs() < 0.02, "{share}, {served:?}");
+}
+
+#[test]
 fn tiers_share_a_batch_where_keys_agree() {
     let now = Instant::now();
     let mut scheduler = Scheduler::new(&[8, 4, 1], policy(4));

@@ -1,0 +1,81 @@
+//! Requesters whose reply queue was full or gone a moment ago. Plain data; `now` is a parameter.
+//!
+//! The first reply to such a requester is tried for a while; the others, which may be hundreds, must not each hold their
+//! lane's budget and their place in the prefetch window as long.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// How long a finding counts.
+const COUNTS_FOR: Duration = Duration::from_secs(5);
+/// Most requesters remembered; beyond that each reply is tried as if it were the first.
+const MOST: usize = 10_000;
+
+/// What is wrong with a requester.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Its reply queue stayed full.
+    Stuck,
+    /// It has no reply queue.
+    Gone,
+}
+
+/// Requesters in trouble, by reply key.
+#[derive(Debug, Default)]
+pub struct Readers {
+    found: HashMap<String, (Trouble, Instant)>,
+}
+
+impl Readers {
+    /// Notes a finding.
+    pub fn note(&mut self, key: &str, trouble: Trouble, now: Instant) {
+        if self.found.len() >= MOST {
+            self.found.retain(|_, (_, at)| now.saturating_duration_since(*at) < COUNTS_FOR);
+        }
+        if self.found.len() < MOST {
+            self.found.insert(key.to_owned(), (trouble, now));
+        }
+    }
+
+    /// A reply reached the requester.
+    pub fn recovered(&mut self, key: &str) {
+        if !self.found.is_empty() {
+            self.found.remove(key);
+        }
+    }
+
+    /// What was found lately.
+    pub fn trouble(&self, key: &str, now: Instant) -> Option<Trouble> {
+        let (trouble, at) = self.found.get(key)?;
+        (now.saturating_duration_since(*at) < COUNTS_FOR).then_some(*trouble)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_counts_for_a_while_or_until_a_reply_arrives() {
+        let mut readers = Readers::default();
+        let now = Instant::now();
+        readers.note("a", Trouble::Stuck, now);
+        readers.note("b", Trouble::Gone, now);
+        assert_eq!(readers.trouble("a", now), Some(Trouble::Stuck));
+        assert_eq!(readers.trouble("b", now + COUNTS_FOR), None);
+        readers.recovered("a");
+        assert_eq!(readers.trouble("a", now), None);
+    }
+
+    #[test]
+    fn made_up_keys_do_not_fill_memory() {
+        let mut readers = Readers::default();
+        let now = Instant::now();
+        for key in 0..2 * MOST {
+            readers.note(&key.to_string(), Trouble::Gone, now);
+        }
+        assert_eq!(readers.found.len(), MOST);
+        readers.note("later", Trouble::Gone, now + COUNTS_FOR);
+        assert_eq!(readers.found.len(), 1);
+    }
+}
