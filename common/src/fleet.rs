@@ -60,6 +60,9 @@ pub struct ModelStatus {
     pub batches: u64,
     /// Time spent running the model since the start, microseconds.
     pub busy_us: u64,
+    /// What batches cost, learned: rows, and microseconds of a batch of so many.
+    #[serde(default)]
+    pub costs_us: Vec<(u32, u64)>,
 }
 
 /// One lane of a worker.

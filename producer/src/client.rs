@@ -1,6 +1,6 @@
 //! The client: one publishing connection, one reply queue, and the requests that wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use millrace_common::amqp::connection::{Connector, LinkState, wait_up};
@@ -23,6 +23,7 @@ use tracing::debug;
 
 use crate::config::Config;
 use crate::error::{ConnectError, Error, RequestError};
+use crate::gate::Gate;
 use crate::replies::{Orphan, Pending, Place, RawReply, Replies, Reply};
 use crate::request::Request;
 use crate::response::Response;
@@ -31,8 +32,6 @@ use crate::response::Response;
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 /// The longest that a request may wait, as the configuration's own bound.
 const LONGEST_BUDGET: Duration = Duration::from_secs(30 * 86_400);
-/// Suggested pause after a full queue. A later version computes it from the fleet's rate.
-const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Orphaned replies handed over but not yet taken.
 const ORPHANS: usize = 256;
 
@@ -55,6 +54,7 @@ struct Inner {
     publishing: Lifecycle,
     consumers: ConsumerGroup,
     pending: Arc<Pending>,
+    gate: Mutex<Gate>,
     directory: OnceCell<Directory>,
 }
 
@@ -164,6 +164,7 @@ impl Client {
                 publishing,
                 consumers,
                 pending,
+                gate: Mutex::default(),
                 directory: OnceCell::new(),
             }),
         };
@@ -221,18 +222,37 @@ impl Client {
         let deadline = Instant::now() + budget;
         let id = uuid::Uuid::now_v7().to_string();
         let outgoing = self.outgoing(request, id.clone())?;
+        let is_probe = self.admit(&outgoing.routing_key)?;
         let (place, replied) = self.inner.pending.wait_for(id);
         let mut handle =
             Handle { replied, _place: place, early: None, deadline, budget, client: self.clone() };
         tokio::select! {
-            published = self.publish(&outgoing, deadline) => published?,
+            published = self.publish(&outgoing, is_probe, deadline) => published?,
             // The reply can overtake the confirm; it proves that the request was taken.
             Ok(reply) = &mut handle.replied => handle.early = Some(reply),
         }
         Ok(handle)
     }
 
-    async fn publish(&self, outgoing: &Outgoing, deadline: Instant) -> Result<(), Error> {
+    /// Lets a request through the gate, and tells whether it is a probe.
+    fn admit(&self, routing_key: &str) -> Result<bool, Error> {
+        let mut gate = self.gate();
+        if gate.is_open() {
+            return Ok(false);
+        }
+        let is_probe = gate.is_closed(routing_key);
+        match gate.admit(routing_key, Instant::now().into_std()) {
+            Ok(()) => Ok(is_probe),
+            Err(pause) => Err(full(routing_key, pause)),
+        }
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        // Single map operations; a panic cannot leave it half changed.
+        self.inner.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn publish(&self, outgoing: &Outgoing, is_probe: bool, deadline: Instant) -> Result<(), Error> {
         let mut last = String::new();
         loop {
             let publishing = self.inner.publisher.publish(self.message(outgoing, deadline));
@@ -242,13 +262,17 @@ impl Client {
                     let reason = format!("no confirm before the deadline ({last})");
                     return Err(Error::UnknownOutcome { reason });
                 }
-                Ok(Outcome::Confirmed) => return Ok(()),
+                Ok(Outcome::Confirmed) => {
+                    let mut gate = self.gate();
+                    if !gate.is_open() {
+                        gate.taken(&outgoing.routing_key);
+                    }
+                    return Ok(());
+                }
                 Ok(Outcome::Refused) => {
-                    return Err(Error::Refused {
-                        code: Code::Overloaded,
-                        message: format!("the queue of `{}` is full", outgoing.routing_key),
-                        retry_after: Some(OVERLOADED_RETRY_AFTER),
-                    });
+                    let (now, key) = (Instant::now().into_std(), &outgoing.routing_key);
+                    let pause = self.gate().refused(key, now, is_probe, rand::random());
+                    return Err(full(key, pause));
                 }
                 Ok(Outcome::Unroutable) => {
                     return Err(Error::Refused {
@@ -385,6 +409,14 @@ impl Client {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.publishing.stop();
+    }
+}
+
+fn full(routing_key: &str, pause: Duration) -> Error {
+    Error::Refused {
+        code: Code::Overloaded,
+        message: format!("the queue of `{routing_key}` is full"),
+        retry_after: Some(pause),
     }
 }
 

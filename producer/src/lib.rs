@@ -20,6 +20,9 @@
 //! - [`Client::stream`] keeps a bounded number of requests in flight over any stream of them.
 //! - [`Client::fleet`] tells which models are served, their signatures, and by which workers.
 //!
+//! When the broker says that a queue is full, the client holds further requests of that model and tier back for a while and
+//! answers them at once with `overloaded` and the time to try again: see [`Error::Refused`].
+//!
 //! Every request confirmed by the broker gets exactly one answer: a result or a typed [`Error`]. A request may run more
 //! than once (a worker may die after running it), but the second answer is dropped here.
 #![warn(missing_docs)]
@@ -28,6 +31,7 @@ mod client;
 mod config;
 mod element;
 mod error;
+mod gate;
 mod replies;
 mod request;
 mod response;

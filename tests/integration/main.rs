@@ -12,6 +12,7 @@ mod malformed;
 mod readme;
 mod round_trip;
 mod secrets;
+mod shares;
 mod start_errors;
 mod submit;
 mod telemetry;

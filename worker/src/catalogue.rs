@@ -79,6 +79,7 @@ impl ServedVersion {
             rows: self.stats.rows.load(Ordering::Relaxed),
             batches: self.stats.batches.load(Ordering::Relaxed),
             busy_us: self.stats.busy_us.load(Ordering::Relaxed),
+            costs_us: self.pickup.costs(),
         }
     }
 }

@@ -165,14 +165,16 @@ impl Place<'_> {
             is_batched,
             is_shared: is_batched && own.batch_safe.unwrap_or(true) && max_batch_size > 1,
         };
-        if own.model_warmup.unwrap_or(true) {
-            self.warm_up(&mut backends, &instances, &rules)?;
-        }
+        let runs = match own.model_warmup {
+            Some(false) => Vec::new(),
+            _ => self.warm_up(&mut backends, &instances, &rules)?,
+        };
         let weights: Vec<u32> = self.config.topology.tiers.iter().map(|tier| tier.weight).collect();
         let policy = BatchPolicy {
             max_batch_size,
             preferred_batch_sizes: own.dynamic_batching.preferred_batch_size.clone(),
             max_queue_delay: Duration::from_micros(own.dynamic_batching.max_queue_delay_microseconds),
+            max_batch_time: own.dynamic_batching.max_batch_time(),
         };
         info!(model = self.model, version = self.version, instances = backends.len(), max_batch_size,
             is_batched = rules.is_shared, took = ?started.elapsed(), "model ready");
@@ -184,6 +186,9 @@ impl Place<'_> {
             instances: instances.into_iter().map(|kind| kind.as_str().to_owned()).collect(),
             stats: Stats::new(weights.len()),
         });
+        for (rows, took) in runs {
+            served.pickup.learn(rows, took);
+        }
         Ok((served, backends))
     }
 
@@ -192,9 +197,16 @@ impl Place<'_> {
         backends: &mut [Box<dyn Backend>],
         kinds: &[InstanceKind],
         rules: &Rules,
-    ) -> Result<(), StartError> {
+    ) -> Result<Vec<(u32, Duration)>, StartError> {
+        let mut all_runs = Vec::new();
         for (backend, kind) in backends.iter_mut().zip(kinds) {
-            let Err(failure) = warmup::run(&mut **backend, rules) else { continue };
+            let failure = match warmup::run(&mut **backend, rules) {
+                Ok(runs) => {
+                    all_runs.extend(runs);
+                    continue;
+                }
+                Err(failure) => failure,
+            };
             if *kind == InstanceKind::Cpu {
                 // The inputs are invented; a model may rightly refuse zeros.
                 warn!(model = self.model, version = self.version, error = %failure, "warm-up failed, serving all the same");
@@ -208,7 +220,7 @@ impl Place<'_> {
                 });
             }
         }
-        Ok(())
+        Ok(all_runs)
     }
 
     fn error(&self, source: OnnxError) -> StartError {

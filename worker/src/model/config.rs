@@ -1,5 +1,7 @@
 //! A model's own `config.toml`. Optional: what it leaves out is derived from the ONNX file.
 
+use std::time::Duration;
+
 use millrace_common::config::load::{Invalid, Validate};
 use millrace_common::config::sections::within;
 use serde::Deserialize;
@@ -24,13 +26,34 @@ pub struct ModelConfig {
 }
 
 /// `[dynamic_batching]`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DynamicBatching {
     /// Batch sizes that run at once, without waiting for more rows.
     pub preferred_batch_size: Vec<u32>,
     /// How long an idle instance lets a request wait for others. 0 by default: while instances are busy batches grow anyway.
     pub max_queue_delay_microseconds: u64,
+    /// How long a batch may take, as learned from those that ran: a premium request waits for the rest of a running one. 0 for
+    /// no bound. The default is long enough for batching to pay where it pays at all.
+    pub max_batch_time_microseconds: u64,
+}
+
+impl Default for DynamicBatching {
+    fn default() -> Self {
+        Self {
+            preferred_batch_size: Vec::new(),
+            max_queue_delay_microseconds: 0,
+            max_batch_time_microseconds: 100_000,
+        }
+    }
+}
+
+impl DynamicBatching {
+    /// The bound, if there is one.
+    pub fn max_batch_time(&self) -> Option<Duration> {
+        let micros = self.max_batch_time_microseconds;
+        (micros > 0).then(|| Duration::from_micros(micros))
+    }
 }
 
 /// `[[instance_group]]`: equal instances.

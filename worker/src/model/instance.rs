@@ -98,6 +98,7 @@ impl Run<'_> {
             answers = answers_of(served, batch, &rows, outputs, max_reply_bytes, &timing);
         })?;
         self.served.stats.count_run(total, busy);
+        self.served.pickup.learn(u32::try_from(total).unwrap_or(u32::MAX), busy);
         for job in batch {
             self.served.stats.count_rows(job.tier, u64::from(job.rows));
         }

@@ -1,5 +1,7 @@
 //! Warm-up: runs on invented inputs before the first request, at the smallest and the largest batch.
 
+use std::time::{Duration, Instant};
+
 use millrace_common::protocol::tensor::{Datatype, push_bytes_element};
 
 use super::backend::{Backend, BackendError};
@@ -10,17 +12,19 @@ use crate::schedule::batch::BatchInput;
 /// Inputs larger than this are not invented: open dimensions say nothing about what is usual.
 const MAX_BYTES: usize = 256 << 20;
 
-/// Runs the model on zeros and empty strings, open dimensions 1.
+/// Runs the model on zeros and empty strings, open dimensions 1. Returns the rows of each run, and how long it took.
 ///
 /// # Errors
 /// The back end's; a model may rightly refuse zeros.
-pub fn run(backend: &mut dyn Backend, rules: &Rules) -> Result<(), BackendError> {
-    let sizes = if rules.is_batched { vec![1, i64::from(rules.max_batch_size)] } else { vec![1] };
+pub fn run(backend: &mut dyn Backend, rules: &Rules) -> Result<Vec<(u32, Duration)>, BackendError> {
+    // The first run pays for what is made lazily; what the second one takes is what a single row costs.
+    let sizes = if rules.is_batched { vec![1, 1, rules.max_batch_size] } else { vec![1] };
+    let mut took = Vec::with_capacity(sizes.len());
     for rows in sizes {
         let Some(data) =
-            rules.signature.inputs.iter().map(|slot| zeros(slot, rows)).collect::<Option<Vec<_>>>()
+            rules.signature.inputs.iter().map(|slot| zeros(slot, rows.into())).collect::<Option<Vec<_>>>()
         else {
-            return Ok(()); // the protocol cannot carry this model's inputs anyway
+            return Ok(Vec::new()); // the protocol cannot carry this model's inputs anyway
         };
         let inputs: Vec<BatchInput<'_>> = rules
             .signature
@@ -34,9 +38,12 @@ pub fn run(backend: &mut dyn Backend, rules: &Rules) -> Result<(), BackendError>
                 pieces: vec![bytes],
             })
             .collect();
+        let started = Instant::now();
         backend.run(&inputs, &mut |_| {})?;
+        took.push((rows, started.elapsed()));
     }
-    Ok(())
+    took.remove(0);
+    Ok(took)
 }
 
 fn zeros(slot: &Slot, rows: i64) -> Option<(Datatype, Vec<i64>, Vec<u8>)> {

@@ -2,12 +2,14 @@
 //!
 //! - [`lane`]: what waits in one tier
 //! - [`batcher`]: when a batch is worth running
+//! - [`cost`]: what a batch costs, learned
 //! - [`scheduler`]: whose turn it is
 //! - [`pickup`]: where instances wait for and collect their next batch
 //! - [`batch`]: rows stacked for the model, and split again
 
 pub mod batch;
 pub mod batcher;
+pub mod cost;
 pub mod lane;
 pub mod pickup;
 pub mod scheduler;

@@ -4,7 +4,7 @@
 //! moment. A mutex and a condition variable, not a channel: a batch waiting in a channel could not grow any more.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::batcher::BatchPolicy;
 use super::lane::Waiting;
@@ -73,6 +73,16 @@ impl<W: Waiting> Pickup<W> {
                 }
             };
         }
+    }
+
+    /// Takes what a batch cost.
+    pub fn learn(&self, rows: u32, busy: Duration) {
+        self.lock().scheduler.learn(rows, busy);
+    }
+
+    /// What batches cost, as far as is known: rows, and microseconds of a batch of so many.
+    pub fn costs(&self) -> Vec<(u32, u64)> {
+        self.lock().scheduler.costs().known()
     }
 
     /// Closes: instances get nothing more, and everything that waits comes back to be returned to the broker.

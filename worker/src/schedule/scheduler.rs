@@ -1,6 +1,7 @@
 //! Whose turn it is: deficit round robin between the tiers of one model version.
 //!
-//! Every tier with waiting requests earns credit in proportion to its weight, once a round; serving a row costs one.
+//! Every tier with waiting requests earns credit in proportion to its weight, once a round; serving a request costs its share
+//! of the time that its batch takes, as learned from the batches before.
 //! The highest tier with credit goes first, and a tier that was empty gets its round's credit at once, if it has not had
 //! it, so that its request is next after those of higher tiers that have credit too. Credit is not saved up while a tier is
 //! empty, and debt is not forgiven: only rounds pay it off.
@@ -8,9 +9,10 @@
 //! Plain code: no clock, no channel; `now` is a parameter. Source of the algorithm: M. Shreedhar, G. Varghese,
 //! "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::batcher::BatchPolicy;
+use super::cost::CostCurve;
 use super::lane::{Lane, Waiting};
 
 /// Lanes in the order of the tiers, highest first, and the credit of each.
@@ -18,11 +20,13 @@ use super::lane::{Lane, Waiting};
 pub struct Scheduler<W: Waiting> {
     lanes: Vec<Lane<W>>,
     weights: Vec<i64>,
+    /// Microseconds.
     credits: Vec<i64>,
     /// Rounds so far, and the last one whose credit each tier has had.
     round: u64,
     credited: Vec<u64>,
     policy: BatchPolicy,
+    costs: CostCurve,
 }
 
 /// What an idle instance should do.
@@ -51,7 +55,23 @@ impl<W: Waiting> Scheduler<W> {
             round: 1,
             credited: vec![0; weights.len()],
             policy,
+            costs: CostCurve::default(),
         }
+    }
+
+    /// Takes what a batch cost.
+    pub fn learn(&mut self, rows: u32, busy: Duration) {
+        self.costs.learn(rows, busy);
+    }
+
+    /// What batches cost.
+    pub fn costs(&self) -> &CostCurve {
+        &self.costs
+    }
+
+    /// A round's credit for one unit of weight: a row of the largest batch.
+    fn quantum(&self) -> i64 {
+        self.costs.per_row(self.policy.max_batch_size)
     }
 
     /// Adds a request to the lane of tier number `tier`.
@@ -61,7 +81,7 @@ impl<W: Waiting> Scheduler<W> {
     pub fn push(&mut self, tier: usize, waiting: W) {
         if self.lanes[tier].is_empty() && self.credited[tier] < self.round {
             self.credited[tier] = self.round;
-            self.credits[tier] = self.credits[tier].min(0) + self.weights[tier];
+            self.credits[tier] = self.credits[tier].min(0) + self.weights[tier] * self.quantum();
         }
         self.lanes[tier].push(waiting);
     }
@@ -74,26 +94,33 @@ impl<W: Waiting> Scheduler<W> {
         let front = self.lanes[first].front().expect("the lane whose turn it is has a request");
         let key = front.key().clone();
         let arrived = front.arrived();
-        let enough = self.policy.max_batch_size;
+        let enough = self.most_rows();
         let mut rows = 0u32;
         for lane in &self.lanes {
             rows = rows.saturating_add(lane.rows_of(&key, enough));
         }
-        match self.policy.is_ready(rows, arrived, now) {
-            Ok(()) => self.form(&key, now),
+        match self.policy.is_ready(rows, enough, arrived, now) {
+            Ok(()) => self.form(&key, enough, self.costs.per_row(rows.min(enough)), now),
             Err(due) => Next::WaitUntil(due),
         }
     }
 
-    /// Takes requests of `key`, each from the lane whose turn it is, until the batch is full.
-    fn form(&mut self, key: &W::Key, now: Instant) -> Next<W> {
+    /// Rows of a batch, at most: by size, and by the time it may take.
+    fn most_rows(&self) -> u32 {
+        let most = self.policy.max_batch_size;
+        self.policy.max_batch_time.map_or(most, |limit| self.costs.rows_within(limit, most))
+    }
+
+    /// Takes requests of `key`, each from the lane whose turn it is, until the batch has `most` rows. `per_row` is what a row
+    /// costs its tier.
+    fn form(&mut self, key: &W::Key, most: u32, per_row: i64, now: Instant) -> Next<W> {
         let mut batch = Vec::new();
         let mut expired = Vec::new();
         let mut rows = 0u32;
         while let Some(tier) = self.turn(|lane| lane.front_of(key).is_some()) {
             let front = self.lanes[tier].front_of(key).expect("just seen");
             let is_expired = front.deadline().is_some_and(|deadline| deadline <= now);
-            if !is_expired && !self.policy.fits(rows, front.rows()) {
+            if !is_expired && !fits(rows, front.rows(), most) {
                 break;
             }
             let waiting = self.lanes[tier].pop_of(key).expect("just seen");
@@ -102,9 +129,9 @@ impl<W: Waiting> Scheduler<W> {
                 continue;
             }
             rows = rows.saturating_add(waiting.rows());
-            self.credits[tier] -= i64::from(waiting.rows());
+            self.credits[tier] -= i64::from(waiting.rows()) * per_row;
             batch.push(waiting);
-            if rows >= self.policy.max_batch_size {
+            if rows >= most {
                 break;
             }
         }
@@ -138,11 +165,13 @@ impl<W: Waiting> Scheduler<W> {
     /// Gives every waiting tier its weight, as often as it takes until one has credit again; an empty tier pays off debt.
     fn start_round(&mut self) {
         let tiers = 0..self.lanes.len();
+        let quantum = self.quantum();
         let waiting = tiers.clone().filter(|&tier| !self.lanes[tier].is_empty());
-        let rounds = waiting.map(|tier| -self.credits[tier] / self.weights[tier] + 1).min().unwrap_or(0);
+        let rounds = waiting.map(|tier| -self.credits[tier] / (self.weights[tier] * quantum) + 1);
+        let rounds = rounds.min().unwrap_or(0);
         self.round = self.round.saturating_add(rounds.unsigned_abs());
         for tier in tiers {
-            self.credits[tier] += rounds * self.weights[tier];
+            self.credits[tier] += rounds * self.weights[tier] * quantum;
             if self.lanes[tier].is_empty() {
                 self.credits[tier] = self.credits[tier].min(0);
             } else {
@@ -165,6 +194,11 @@ impl<W: Waiting> Scheduler<W> {
     pub fn drain(&mut self) -> Vec<W> {
         self.lanes.iter_mut().flat_map(|lane| lane.drain().collect::<Vec<_>>()).collect()
     }
+}
+
+/// Whether a request of `more` rows fits a batch of `rows`. One that is larger than a batch may be runs alone.
+fn fits(rows: u32, more: u32, most: u32) -> bool {
+    rows == 0 || rows.saturating_add(more) <= most
 }
 
 #[cfg(test)]

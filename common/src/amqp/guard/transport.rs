@@ -159,6 +159,10 @@ pub(in crate::amqp) async fn connect(
     let given_up = CancellationToken::new();
     let token = given_up.clone();
     let dial = async move |uri: AMQPUri, _| {
+        // The library dials again when a handshake fails.
+        if token.is_cancelled() {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
         let plain = Runtime::new(tokio.clone());
         let connected = AMQPUriTcpExt::connect_with_config_async(&uri, tls.as_ref(), &plain).await;
         let inner = connected.map_err(lapin::Error::from)?;

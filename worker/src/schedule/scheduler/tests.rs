@@ -37,7 +37,12 @@ impl Waiting for Request {
 }
 
 fn policy(max_batch_size: u32) -> BatchPolicy {
-    BatchPolicy { max_batch_size, preferred_batch_sizes: vec![], max_queue_delay: Duration::ZERO }
+    BatchPolicy {
+        max_batch_size,
+        preferred_batch_sizes: vec![],
+        max_queue_delay: Duration::ZERO,
+        max_batch_time: None,
+    }
 }
 
 fn request(id: u32, now: Instant) -> Request {
@@ -159,6 +164,46 @@ fn a_tier_that_empties_its_lane_again_and_again_gets_no_more_than_its_share() {
     }
     let share = f64::from(served[1]) / f64::from(served[0] + served[1]);
     assert!((share - 1.0 / 9.0).abs() < 0.02, "{share}, {served:?}");
+}
+
+#[test]
+fn shares_are_of_time_not_of_rows() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[1, 1], policy(16));
+    // A row alone takes as long as sixteen together.
+    let mut time = [Duration::ZERO; 2];
+    for _ in 0..2_000 {
+        while scheduler.waiting(0) < 16 {
+            scheduler.push(0, Request { key: 100, ..request(0, now) });
+        }
+        if scheduler.waiting(1) == 0 {
+            scheduler.push(1, Request { key: 200, ..request(0, now) });
+            scheduler.push(1, Request { key: 201, ..request(0, now) });
+        }
+        let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+        let took = Duration::from_millis(10);
+        scheduler.learn(u32::try_from(batch.len()).unwrap(), took);
+        time[usize::from(batch[0].key >= 200)] += took;
+    }
+    let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
+    assert!((share - 0.5).abs() < 0.05, "{share}");
+}
+
+#[test]
+fn a_batch_takes_no_longer_than_it_may() {
+    let now = Instant::now();
+    let limit = Duration::from_millis(100);
+    let mut scheduler = Scheduler::new(&[1], BatchPolicy { max_batch_time: Some(limit), ..policy(64) });
+    for rows in [1u32, 64] {
+        scheduler.learn(rows, Duration::from_millis(25) * rows);
+    }
+    for id in 0..64 {
+        scheduler.push(0, request(id, now));
+    }
+    assert!(matches!(scheduler.next(now), Next::Run { batch, .. } if batch.len() == 4));
+    // One that is longer by itself still runs.
+    scheduler.push(0, Request { key: 1, rows: 10, is_urgent: true, ..request(64, now) });
+    assert!(matches!(scheduler.next(now), Next::Run { batch, .. } if batch.len() == 1));
 }
 
 #[test]

@@ -1,0 +1,128 @@
+//! What a batch costs: the time it takes, learned from the batches that ran, by size. Plain code.
+
+use std::time::Duration;
+
+/// Sizes are gathered by powers of two; the last holds everything larger.
+const BUCKETS: usize = 17;
+/// Weight of a new measurement. A bucket follows a change within about ten batches.
+const WEIGHT: f64 = 0.2;
+/// A batch that took longer than this many times what its size usually takes counts as that: its core was taken away.
+const OUTLIER: f64 = 4.0;
+/// Microseconds a row where nothing has been learned. Only its being equal for all matters.
+const UNKNOWN: f64 = 100.0;
+
+/// The time a batch takes, by its rows.
+#[derive(Clone, Debug, Default)]
+pub struct CostCurve {
+    /// Microseconds a row, by size.
+    per_row: [Option<f64>; BUCKETS],
+}
+
+fn bucket(rows: u32) -> usize {
+    // 1, 2, 3-4, 5-8, ...
+    (u32::BITS - rows.saturating_sub(1).leading_zeros()).min(BUCKETS as u32 - 1) as usize
+}
+
+impl CostCurve {
+    /// Takes a batch that ran.
+    pub fn learn(&mut self, rows: u32, busy: Duration) {
+        let measured = busy.as_secs_f64() * 1e6 / f64::from(rows.max(1));
+        let known = &mut self.per_row[bucket(rows)];
+        *known = Some(match *known {
+            None => measured,
+            Some(known) => known + WEIGHT * (measured.min(known * OUTLIER) - known),
+        });
+    }
+
+    /// Microseconds a row in a batch of so many rows, 1 or more: of its size, or of the nearest size known.
+    pub fn per_row(&self, rows: u32) -> i64 {
+        let wanted = bucket(rows);
+        let near = (0..BUCKETS).filter_map(|at| Some((at.abs_diff(wanted), self.per_row[at]?)));
+        let found = near.min_by_key(|(distance, _)| *distance).map_or(UNKNOWN, |(_, per_row)| per_row);
+        (found.ceil() as i64).max(1)
+    }
+
+    /// The time a batch of so many rows takes.
+    pub fn estimate(&self, rows: u32) -> Duration {
+        let micros = self.per_row(rows).saturating_mul(i64::from(rows));
+        Duration::from_micros(micros.unsigned_abs())
+    }
+
+    /// The most rows, up to `most`, whose batch takes no longer than `limit`; at least 1. `most` where nothing is known.
+    ///
+    /// What a single row takes cannot be undercut, and a batch that takes little longer than that is no worse: a model bound
+    /// by its weights takes as long for one row as for many.
+    pub fn rows_within(&self, limit: Duration, most: u32) -> u32 {
+        let limit = limit.max(self.estimate(1) * 5 / 4);
+        if self.per_row.iter().all(Option::is_none) || self.estimate(most) <= limit {
+            return most;
+        }
+        let sizes = (0..BUCKETS).map(|at| 1u32 << at).take_while(|&rows| rows < most);
+        let largest = sizes.filter(|&rows| self.estimate(rows) <= limit).last();
+        let Some(largest) = largest else { return 1 };
+        // Between this size and the next the larger one's price holds.
+        let per_row = self.per_row(largest + 1).unsigned_abs();
+        let within = u32::try_from(limit.as_micros() / u128::from(per_row)).unwrap_or(u32::MAX);
+        within.clamp(largest, most)
+    }
+
+    /// What is known: rows (the largest of their size) and microseconds of a batch of so many.
+    pub fn known(&self) -> Vec<(u32, u64)> {
+        let known = self.per_row.iter().enumerate().filter_map(|(at, per_row)| Some((at, (*per_row)?)));
+        known.map(|(at, per_row)| (1u32 << at, (per_row * f64::from(1u32 << at)) as u64)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn learned(costs: &[(u32, u64)]) -> CostCurve {
+        let mut curve = CostCurve::default();
+        for &(rows, micros) in costs {
+            curve.learn(rows, Duration::from_micros(micros));
+        }
+        curve
+    }
+
+    #[test]
+    fn sizes_are_gathered_by_powers_of_two() {
+        assert_eq!([1, 2, 3, 4, 5, 8, 9, 64, 65].map(bucket), [0, 1, 2, 2, 3, 3, 4, 6, 7]);
+        assert_eq!(bucket(u32::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn the_nearest_size_speaks_for_unknown_ones() {
+        let curve = learned(&[(1, 1_000), (64, 3_200)]);
+        assert_eq!([1, 2, 64, 128].map(|rows| curve.per_row(rows)), [1_000, 1_000, 50, 50]);
+        assert_eq!(curve.estimate(64), Duration::from_micros(3_200));
+        assert_eq!(curve.known(), [(1, 1_000), (64, 3_200)]);
+    }
+
+    #[test]
+    fn it_follows_a_change_and_forgives_a_stolen_core() {
+        let mut curve = learned(&[(4, 400)]);
+        curve.learn(4, Duration::from_secs(10));
+        assert_eq!(curve.per_row(4), 160);
+        for _ in 0..30 {
+            curve.learn(4, Duration::from_micros(800));
+        }
+        assert_eq!(curve.per_row(4), 200);
+    }
+
+    #[test]
+    fn a_batch_keeps_to_a_time() {
+        let limit = Duration::from_millis(100);
+        assert_eq!(CostCurve::default().rows_within(limit, 64), 64);
+        // 25 ms an item at any size, as a convolution net.
+        let heavy = learned(&[(1, 25_000), (4, 100_000), (64, 1_600_000)]);
+        assert_eq!(heavy.rows_within(limit, 64), 4);
+        assert_eq!(heavy.rows_within(Duration::from_millis(10), 64), 1);
+        let light = learned(&[(1, 1_000), (64, 40_000)]);
+        assert_eq!(light.rows_within(limit, 64), 64);
+        let bound_by_weights = learned(&[(1, 500_000), (64, 520_000)]);
+        assert_eq!(bound_by_weights.rows_within(limit, 64), 64);
+        let between = learned(&[(1, 1_000), (32, 32_000), (64, 64_000)]);
+        assert_eq!(between.rows_within(Duration::from_millis(50), 64), 50);
+    }
+}
