@@ -12,7 +12,6 @@ mod malformed;
 mod readme;
 mod round_trip;
 mod secrets;
-mod shares;
 mod start_errors;
 mod submit;
 mod telemetry;

@@ -1,0 +1,4 @@
+//! What a fleet does over some seconds of load. A target of its own, so that nothing else runs meanwhile.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod shares;
