@@ -5,26 +5,24 @@ use std::time::Duration;
 
 use millrace_common::amqp::connection::{Connector, LinkState, wait_up};
 use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
-use millrace_common::amqp::message::{ReplyKey, URGENT, header, now_ms};
-use millrace_common::amqp::properties::{MAX_PROPERTY_BYTES, Properties};
-use millrace_common::amqp::publisher::{Forbidden, Message, Outcome, Publisher, PublisherOptions};
+use millrace_common::amqp::message::ReplyKey;
+use millrace_common::amqp::publisher::{Forbidden, Outcome, Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
 use millrace_common::config::load::{ConfigError, Validate};
 use millrace_common::directory::Directory;
 use millrace_common::fleet::{ANNOUNCE_EVERY, Fleet};
 use millrace_common::lifecycle::Lifecycle;
-use millrace_common::protocol::codec::{Body, Encoding, encode_request};
-use millrace_common::protocol::request::{InferRequest, Parameter};
 use millrace_common::protocol::status::Code;
-use millrace_common::tier::{Tier, check_name};
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc};
 use tokio::time::Instant;
 use tracing::debug;
 
 use crate::config::Config;
-use crate::error::{ConnectError, Error, RequestError};
+use crate::error::{ConnectError, Error};
 use crate::gate::Gate;
-use crate::replies::{Orphan, Pending, Place, RawReply, Replies, Reply};
+use crate::handle::Handle;
+use crate::outgoing::Outgoing;
+use crate::replies::{Orphan, Pending, Replies};
 use crate::request::Request;
 use crate::response::Response;
 
@@ -220,16 +218,14 @@ impl Client {
     pub async fn submit(&self, request: Request) -> Result<Handle, Error> {
         let budget = request.deadline.unwrap_or_else(|| self.inner.config.deadline()).min(LONGEST_BUDGET);
         let deadline = Instant::now() + budget;
-        let id = uuid::Uuid::now_v7().to_string();
-        let outgoing = self.outgoing(request, id.clone())?;
+        let outgoing = Outgoing::prepare(request, &self.inner.config)?;
         let is_probe = self.admit(&outgoing.routing_key)?;
-        let (place, replied) = self.inner.pending.wait_for(id);
-        let mut handle =
-            Handle { replied, _place: place, early: None, deadline, budget, client: self.clone() };
+        let (place, replied) = self.inner.pending.wait_for(outgoing.id.clone());
+        let mut handle = Handle::new(replied, place, deadline, budget, self.clone());
         tokio::select! {
             published = self.publish(&outgoing, is_probe, deadline) => published?,
             // The reply can overtake the confirm; it proves that the request was taken.
-            Ok(reply) = &mut handle.replied => handle.early = Some(reply),
+            Ok(reply) = handle.early() => handle.keep(reply),
         }
         Ok(handle)
     }
@@ -253,9 +249,14 @@ impl Client {
     }
 
     async fn publish(&self, outgoing: &Outgoing, is_probe: bool, deadline: Instant) -> Result<(), Error> {
+        let inner = &*self.inner;
         let mut last = String::new();
         loop {
-            let publishing = self.inner.publisher.publish(self.message(outgoing, deadline));
+            let publishing = inner.publisher.publish(outgoing.message(
+                &inner.request_exchange,
+                &inner.reply_key,
+                deadline,
+            ));
             match tokio::time::timeout_at(deadline, publishing).await {
                 Err(_) => {
                     let last = if last.is_empty() { "no answer from the broker" } else { &last };
@@ -296,71 +297,6 @@ impl Client {
             }
             tokio::time::sleep(AGAIN_PAUSE).await;
         }
-    }
-
-    fn outgoing(&self, request: Request, id: String) -> Result<Outgoing, RequestError> {
-        let tier = self.tier(request.tier.as_deref())?;
-        check_name(&request.model)?;
-        let body = encode(request.body, request.encoding)?;
-        let limit = self.inner.config.limits.max_body_bytes;
-        if body.bytes.len() > limit {
-            return Err(RequestError::TooLarge { bytes: body.bytes.len(), limit });
-        }
-        if let Some(id) = request.correlation_id.as_ref().filter(|id| id.len() > MAX_PROPERTY_BYTES) {
-            return Err(RequestError::CorrelationId { bytes: id.len() });
-        }
-        Ok(Outgoing {
-            id,
-            routing_key: Names::request_key(&request.model, &tier),
-            body,
-            correlation_id: request.correlation_id,
-            version: request.version,
-            is_urgent: request.is_urgent,
-        })
-    }
-
-    /// The message as published now, with what is left of the time until the deadline.
-    fn message(&self, outgoing: &Outgoing, deadline: Instant) -> Message {
-        let budget = deadline.saturating_duration_since(Instant::now());
-        let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX).max(1);
-        let mut properties = Properties::persistent()
-            .with_message_id(&outgoing.id)
-            .with_reply_to(self.inner.reply_key.as_str())
-            .with_user_id(self.inner.reply_key.user())
-            .with_content_type(outgoing.body.content_type())
-            .with_expiration(&budget_ms.min(u64::from(u32::MAX)).to_string())
-            .with_count(header::PUBLISHED_MS, now_ms())
-            .with_count(header::BUDGET_MS, budget_ms);
-        if let Some(length) = outgoing.body.header_length {
-            properties = properties.with_count(header::HEADER_LENGTH, length as u64);
-        }
-        if let Some(id) = &outgoing.correlation_id {
-            properties = properties.with_correlation_id(id);
-        }
-        if let Some(version) = outgoing.version {
-            properties = properties.with_count(header::MODEL_VERSION, version);
-        }
-        if outgoing.is_urgent {
-            properties = properties.with_priority(URGENT);
-        }
-        Message {
-            exchange: Arc::clone(&self.inner.request_exchange),
-            routing_key: outgoing.routing_key.clone(),
-            properties,
-            body: outgoing.body.bytes.clone(),
-            mandatory: true,
-        }
-    }
-
-    fn tier(&self, name: Option<&str>) -> Result<Tier, RequestError> {
-        let config = &self.inner.config;
-        let Some(name) = name else { return Ok(config.requests.tier.clone()) };
-        let tier = Tier::new(name)?;
-        if config.topology.tier(&tier).is_none() {
-            let known: Vec<String> = config.topology.tiers.iter().map(|tier| tier.name.to_string()).collect();
-            return Err(RequestError::UnknownTier { tier: name.to_owned(), known: known.join(", ") });
-        }
-        Ok(tier)
     }
 
     /// The workers alive, what they serve and hold. The first call listens for a little over a second.
@@ -417,66 +353,5 @@ fn full(routing_key: &str, pause: Duration) -> Error {
         code: Code::Overloaded,
         message: format!("the queue of `{routing_key}` is full"),
         retry_after: Some(pause),
-    }
-}
-
-/// What a request's message is made of, each time it is published.
-struct Outgoing {
-    id: String,
-    routing_key: String,
-    body: Body,
-    correlation_id: Option<String>,
-    version: Option<u64>,
-    is_urgent: bool,
-}
-
-/// Binary requests want binary answers, unless they say otherwise.
-fn encode(mut body: InferRequest, encoding: Encoding) -> Result<Body, RequestError> {
-    if encoding == Encoding::Binary {
-        body.parameters.entry(InferRequest::BINARY_DATA_OUTPUT.to_owned()).or_insert(Parameter::Bool(true));
-    }
-    for tensor in &body.inputs {
-        tensor.check().map_err(|source| RequestError::Tensor { name: tensor.name.clone(), source })?;
-    }
-    encode_request(&body, encoding).map_err(|error| RequestError::Encoding(error.to_string()))
-}
-
-/// A request that the broker has; gives its result.
-#[derive(Debug)]
-#[must_use = "dropping the handle gives the result up"]
-pub struct Handle {
-    replied: oneshot::Receiver<RawReply>,
-    early: Option<RawReply>,
-    deadline: Instant,
-    budget: Duration,
-    client: Client,
-    _place: Place,
-}
-
-impl Handle {
-    /// Awaits the result; acknowledges the reply.
-    ///
-    /// # Errors
-    /// [`Error::DeadlineExceeded`], [`Error::Failed`], [`Error::MalformedReply`] or [`Error::Closed`].
-    pub async fn outcome(self) -> Result<Response, Error> {
-        let Reply { outcome, receipt } = self.reply().await?;
-        receipt.acknowledge();
-        outcome
-    }
-
-    /// Awaits the reply; the caller acknowledges it, once it is safe, by its receipt.
-    ///
-    /// # Errors
-    /// [`Error::DeadlineExceeded`] or [`Error::Closed`], when there is no reply.
-    pub async fn reply(mut self) -> Result<Reply, Error> {
-        let raw = match self.early.take() {
-            Some(raw) => raw,
-            None => match tokio::time::timeout_at(self.deadline, &mut self.replied).await {
-                Ok(Ok(raw)) => raw,
-                Ok(Err(_)) => return Err(Error::Closed),
-                Err(_) => return Err(Error::DeadlineExceeded { budget: self.budget }),
-            },
-        };
-        Ok(raw.decode(self.client.inner.config.limits.into()).await)
     }
 }

@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod config;
 pub mod inbound;
 pub mod job;
+pub mod load;
 pub mod model;
 pub mod outbound;
 pub mod pipeline;

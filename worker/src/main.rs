@@ -9,8 +9,9 @@ use clap::Parser;
 use millrace_common::lifecycle::stop_signal;
 use millrace_common::telemetry::logs;
 use millrace_worker::config::Config;
+use millrace_worker::load::{Loaded, load};
 use millrace_worker::model::onnx::disable_telemetry;
-use millrace_worker::pipeline::{self, Loaded, Worker};
+use millrace_worker::pipeline::{self, Worker};
 use tracing::{error, info};
 
 /// Consumes inference requests from RabbitMQ tier queues, runs them in batches on ONNX Runtime, and replies.
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
         return check(&config);
     }
     logs::init(&config.logs);
-    let loaded = match pipeline::load(&config) {
+    let loaded = match load(&config) {
         Ok(loaded) => loaded,
         Err(error) => {
             error!(%error, "cannot start");

@@ -1,0 +1,104 @@
+//! A request on its way out: checked and encoded once, addressed anew each time it is published.
+
+use std::sync::Arc;
+
+use millrace_common::amqp::message::{ReplyKey, URGENT, header, now_ms};
+use millrace_common::amqp::properties::{MAX_PROPERTY_BYTES, Properties};
+use millrace_common::amqp::publisher::Message;
+use millrace_common::amqp::topology::Names;
+use millrace_common::protocol::codec::{Body, Encoding, encode_request};
+use millrace_common::protocol::request::{InferRequest, Parameter};
+use millrace_common::tier::{Tier, check_name};
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::error::RequestError;
+use crate::request::Request;
+
+/// What a request's message is made of, each time it is published.
+pub(crate) struct Outgoing {
+    pub(crate) id: String,
+    pub(crate) routing_key: String,
+    body: Body,
+    correlation_id: Option<String>,
+    version: Option<u64>,
+    is_urgent: bool,
+}
+
+impl Outgoing {
+    /// Checks and encodes a request, and gives it an id.
+    pub(crate) fn prepare(request: Request, config: &Config) -> Result<Self, RequestError> {
+        let tier = tier(request.tier.as_deref(), config)?;
+        check_name(&request.model)?;
+        let body = encode(request.body, request.encoding)?;
+        let limit = config.limits.max_body_bytes;
+        if body.bytes.len() > limit {
+            return Err(RequestError::TooLarge { bytes: body.bytes.len(), limit });
+        }
+        if let Some(id) = request.correlation_id.as_ref().filter(|id| id.len() > MAX_PROPERTY_BYTES) {
+            return Err(RequestError::CorrelationId { bytes: id.len() });
+        }
+        Ok(Self {
+            id: uuid::Uuid::now_v7().to_string(),
+            routing_key: Names::request_key(&request.model, &tier),
+            body,
+            correlation_id: request.correlation_id,
+            version: request.version,
+            is_urgent: request.is_urgent,
+        })
+    }
+
+    /// The message as published now, with what is left of the time until the deadline.
+    pub(crate) fn message(&self, exchange: &Arc<str>, reply_key: &ReplyKey, deadline: Instant) -> Message {
+        let budget = deadline.saturating_duration_since(Instant::now());
+        let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mut properties = Properties::persistent()
+            .with_message_id(&self.id)
+            .with_reply_to(reply_key.as_str())
+            .with_user_id(reply_key.user())
+            .with_content_type(self.body.content_type())
+            .with_expiration(&budget_ms.min(u64::from(u32::MAX)).to_string())
+            .with_count(header::PUBLISHED_MS, now_ms())
+            .with_count(header::BUDGET_MS, budget_ms);
+        if let Some(length) = self.body.header_length {
+            properties = properties.with_count(header::HEADER_LENGTH, length as u64);
+        }
+        if let Some(id) = &self.correlation_id {
+            properties = properties.with_correlation_id(id);
+        }
+        if let Some(version) = self.version {
+            properties = properties.with_count(header::MODEL_VERSION, version);
+        }
+        if self.is_urgent {
+            properties = properties.with_priority(URGENT);
+        }
+        Message {
+            exchange: Arc::clone(exchange),
+            routing_key: self.routing_key.clone(),
+            properties,
+            body: self.body.bytes.clone(),
+            mandatory: true,
+        }
+    }
+}
+
+fn tier(name: Option<&str>, config: &Config) -> Result<Tier, RequestError> {
+    let Some(name) = name else { return Ok(config.requests.tier.clone()) };
+    let tier = Tier::new(name)?;
+    if config.topology.tier(&tier).is_none() {
+        let known: Vec<String> = config.topology.tiers.iter().map(|tier| tier.name.to_string()).collect();
+        return Err(RequestError::UnknownTier { tier: name.to_owned(), known: known.join(", ") });
+    }
+    Ok(tier)
+}
+
+/// Binary requests want binary answers, unless they say otherwise.
+fn encode(mut body: InferRequest, encoding: Encoding) -> Result<Body, RequestError> {
+    if encoding == Encoding::Binary {
+        body.parameters.entry(InferRequest::BINARY_DATA_OUTPUT.to_owned()).or_insert(Parameter::Bool(true));
+    }
+    for tensor in &body.inputs {
+        tensor.check().map_err(|source| RequestError::Tensor { name: tensor.name.clone(), source })?;
+    }
+    encode_request(&body, encoding).map_err(|error| RequestError::Encoding(error.to_string()))
+}
