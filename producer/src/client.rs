@@ -225,7 +225,10 @@ impl Client {
         tokio::select! {
             published = self.publish(&outgoing, is_probe, deadline) => published?,
             // The reply can overtake the confirm; it proves that the request was taken.
-            Ok(reply) = handle.early() => handle.keep(reply),
+            Ok(reply) = handle.early() => {
+                self.taken(&outgoing.routing_key, is_probe);
+                handle.keep(reply);
+            }
         }
         Ok(handle)
     }
@@ -240,6 +243,13 @@ impl Client {
         match gate.admit(routing_key, Instant::now().into_std()) {
             Ok(()) => Ok(is_probe),
             Err(pause) => Err(full(routing_key, pause)),
+        }
+    }
+
+    /// The queue took a request. Only a probe tells that it has room again: others were sent before it was full.
+    fn taken(&self, routing_key: &str, is_probe: bool) {
+        if is_probe {
+            self.gate().taken(routing_key);
         }
     }
 
@@ -264,10 +274,7 @@ impl Client {
                     return Err(Error::UnknownOutcome { reason });
                 }
                 Ok(Outcome::Confirmed) => {
-                    let mut gate = self.gate();
-                    if !gate.is_open() {
-                        gate.taken(&outgoing.routing_key);
-                    }
+                    self.taken(&outgoing.routing_key, is_probe);
                     return Ok(());
                 }
                 Ok(Outcome::Refused) => {
@@ -328,6 +335,7 @@ impl Client {
     /// Closes the connections. Requests still waiting end in [`Error::Closed`]; they may run all the same.
     pub async fn close(&self) {
         let grace = Duration::from_secs(3);
+        self.inner.pending.stop();
         let is_up = matches!(&*self.inner.consumers.state().borrow(), LinkState::Up(_));
         self.inner.publishing.stop();
         self.inner.publishing.stopped(grace).await;

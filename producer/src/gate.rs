@@ -49,7 +49,7 @@ impl Gate {
             closed.refusals += 1;
             closed.until = now + pause.mul_f64(0.75 + jitter / 2.0);
         }
-        closed.until.saturating_duration_since(now)
+        closed.until.saturating_duration_since(now).max(FIRST_PAUSE)
     }
 
     /// The broker took a request: there is room.
@@ -82,7 +82,7 @@ mod tests {
         for _ in 0..8 {
             let pause = gate.refused("m.free", now, is_probe, 0.5);
             pauses.push(pause);
-            assert_eq!(gate.admit("m.free", now), Err(pause));
+            assert_eq!(gate.admit("m.free", now), Err(pause), "{pauses:?}");
             assert_eq!(gate.admit("m.premium", now), Ok(()), "another queue is another matter");
             now += pause;
             assert_eq!(gate.admit("m.free", now), Ok(()));
@@ -100,8 +100,12 @@ mod tests {
     fn what_was_on_its_way_says_nothing_new() {
         let mut gate = Gate::default();
         let now = Instant::now();
-        let pause = gate.refused("k", now, false, 0.0);
-        assert_eq!(gate.refused("k", now, false, 1.0), pause);
+        gate.refused("k", now, false, 0.0);
+        let until = gate.admit("k", now);
+        gate.refused("k", now, false, 1.0);
+        assert_eq!(gate.admit("k", now), until);
+        // Nor does it invite to try again at once.
+        assert_eq!(gate.refused("k", now + PROBE_PATIENCE, false, 1.0), FIRST_PAUSE);
     }
 
     #[test]

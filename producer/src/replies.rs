@@ -1,6 +1,7 @@
 //! Replies: each is matched by id to the request that waits for it, once; later ones are duplicates.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -82,15 +83,17 @@ pub struct Orphan {
 impl RawReply {
     pub(crate) async fn decode(self, limits: Limits) -> Reply {
         let Self { meta, body, receipt } = self;
-        let outcome = if body.len() <= INLINE_BYTES {
-            outcome(meta, &body, &limits)
-        } else {
-            tokio::task::spawn_blocking(move || outcome(meta, &body, &limits))
-                .await
-                .expect("decoding never panics and is never cancelled")
-        };
-        Reply { outcome, receipt: receipt.claim() }
+        Reply { outcome: decode(meta, body, limits).await, receipt: receipt.claim() }
     }
+}
+
+async fn decode(meta: Result<ReplyMeta, String>, body: Bytes, limits: Limits) -> Result<Response, Error> {
+    if body.len() <= INLINE_BYTES {
+        return outcome(meta, &body, &limits);
+    }
+    tokio::task::spawn_blocking(move || outcome(meta, &body, &limits))
+        .await
+        .expect("decoding never panics and is never cancelled")
 }
 
 fn outcome(meta: Result<ReplyMeta, String>, body: &Bytes, limits: &Limits) -> Result<Response, Error> {
@@ -115,6 +118,7 @@ fn response(meta: &ReplyMeta, body: &Bytes, limits: &Limits) -> Result<InferResp
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     waiting: Mutex<HashMap<String, oneshot::Sender<RawReply>>>,
+    is_stopping: AtomicBool,
 }
 
 /// A request's place among those that wait; dropping it gives the place up.
@@ -135,6 +139,11 @@ impl Pending {
         let (sender, receiver) = oneshot::channel();
         self.lock().insert(id.clone(), sender);
         (Place { pending: Arc::clone(self), id }, receiver)
+    }
+
+    /// From now on replies that nobody takes stay in the queue.
+    pub(crate) fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
     }
 
     /// Gives every waiting request up.
@@ -192,9 +201,28 @@ impl Accept for Replies {
             None => Some(reply),
         };
         if let (Some(reply), Some(orphans)) = (unclaimed, &self.orphans) {
-            let orphan = Orphan { request_id, correlation_id, reply: reply.decode(self.limits).await };
-            // Where its reader is gone the reply stays in the queue, for the next one.
-            let _ = orphans.send(orphan).await;
+            self.orphan(request_id, correlation_id, reply, orphans).await;
+        }
+    }
+}
+
+impl Replies {
+    /// Hands over a reply that nobody waits for. Given up half-way, it stays in the queue.
+    async fn orphan(
+        &self,
+        request_id: String,
+        correlation_id: Option<String>,
+        RawReply { meta, body, receipt }: RawReply,
+        orphans: &mpsc::Sender<Orphan>,
+    ) {
+        let receipt = receipt.claim();
+        let outcome = decode(meta, body, self.limits).await;
+        let orphan = Orphan { request_id, correlation_id, reply: Reply { outcome, receipt } };
+        if let Err(mpsc::error::SendError(orphan)) = orphans.send(orphan).await
+            && !self.pending.is_stopping.load(Ordering::Relaxed)
+        {
+            // Their reader is gone, the client is not: unacknowledged they would fill its window.
+            orphan.reply.receipt.acknowledge();
         }
     }
 }

@@ -222,6 +222,9 @@ impl Forwarder {
             Accepted,
         }
         loop {
+            if stop.is_cancelled() {
+                return self.give_back().await;
+            }
             let next = self.received.pop_front();
             let is_accepting = next.is_some();
             let accepting = async {

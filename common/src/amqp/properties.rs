@@ -19,6 +19,9 @@ const NOT_REPUBLISHED: [&str; 9] = [
     "x-last-death-reason",
 ];
 
+/// Headers published again, at most; longer ones are left out. What is added to them must still fit one frame.
+const MAX_REPUBLISHED_BYTES: usize = 32 << 10;
+
 /// The properties of a message, headers included.
 #[derive(Clone, Debug, Default)]
 pub struct Properties {
@@ -120,6 +123,11 @@ impl Properties {
         self
     }
 
+    /// Bytes that names and values of the headers hold, about.
+    pub fn header_bytes(&self) -> usize {
+        self.headers().map_or(0, table_bytes)
+    }
+
     /// Whether the header is present, whatever its value.
     pub fn has_header(&self, name: &str) -> bool {
         self.header(name).is_some()
@@ -209,10 +217,31 @@ impl Properties {
             app_id, with_app_id;
         }
         let entries = self.headers().into_iter().flat_map(|headers| headers.inner());
-        let kept = entries.filter(|(name, _)| !NOT_REPUBLISHED.contains(&name.as_str()));
+        let mut bytes = 0;
+        let kept = entries.filter(|(name, value)| {
+            let size = name.as_str().len() + value_bytes(value);
+            let is_kept = !NOT_REPUBLISHED.contains(&name.as_str()) && bytes + size <= MAX_REPUBLISHED_BYTES;
+            bytes += if is_kept { size } else { 0 };
+            is_kept
+        });
         let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
         fresh.headers = Some(kept.collect::<std::collections::BTreeMap<_, _>>().into());
         fresh
+    }
+}
+
+fn table_bytes(table: &FieldTable) -> usize {
+    table.inner().iter().map(|(name, value)| name.as_str().len() + value_bytes(value)).sum()
+}
+
+/// The guard bounds how deep tables and arrays lie in each other.
+fn value_bytes(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::LongString(text) => text.as_bytes().len(),
+        AMQPValue::ByteArray(bytes) => bytes.as_slice().len(),
+        AMQPValue::FieldTable(table) => table_bytes(table),
+        AMQPValue::FieldArray(array) => array.as_slice().iter().map(|value| 1 + value_bytes(value)).sum(),
+        _ => 8,
     }
 }
 
@@ -275,5 +304,8 @@ mod tests {
         assert_eq!((again.user_id(), again.expiration()), (None, None));
         assert!(!again.has_header("CC") && !again.has_header("x-death"));
         assert_eq!(again.text("x-model-version"), Ok(Some("2")));
+        let long = properties.with_text("a-long-one", &"x".repeat(MAX_REPUBLISHED_BYTES));
+        let again = long.for_republishing();
+        assert!(!again.has_header("a-long-one") && again.has_header("x-model-version"));
     }
 }

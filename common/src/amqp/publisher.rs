@@ -14,12 +14,12 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::debug;
 
 use super::connection::{AsyncSession, Connector, End, Link, LinkState, supervise};
 use super::properties::Properties;
-use super::returns::Returns;
+use super::returns::{Gathered, Returns};
 use crate::lifecycle::Lifecycle;
 
 /// A message to publish.
@@ -73,9 +73,11 @@ impl Forbidden {
 
     /// Reads it from a channel's end, which tells nobody's message id: all that was in flight ended with the channel, and
     /// only the text, where it names the key or the size, tells whose fault it was.
-    fn read(error: &str, routing_key: &str, bytes: usize) -> Option<Self> {
+    fn read(error: &str, exchange: &str, routing_key: &str, bytes: usize) -> Option<Self> {
         let names = |what: &str| error.contains(what);
-        if names("ACCESS_REFUSED") && names(&format!("'{routing_key}'")) {
+        let is_refused =
+            || names(&format!("to exchange '{exchange}'")) || names(&format!("topic '{routing_key}'"));
+        if names("ACCESS_REFUSED") && is_refused() {
             return Some(Self::Access(error.to_owned()));
         }
         (names("PRECONDITION_FAILED") && names(&format!("message size {bytes} ")))
@@ -229,13 +231,17 @@ impl Session {
         let mut in_flight: FuturesUnordered<BoxFuture<'static, Published>> = FuturesUnordered::new();
         let mut answers = Answers::default();
         let (mut is_stopping, mut is_over) = (false, false);
+        let mut last_answer = Instant::now();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while !is_over && link.connection.status().connected() && channel.status().connected() {
+            let is_blocked = link.connection.status().blocked();
+            let has_room = in_flight.len() < self.max_in_flight;
             let event = tokio::select! {
                 biased;
                 Some(published) = in_flight.next() => Event::Answered(published),
-                outgoing = self.incoming.recv(), if in_flight.len() < self.max_in_flight => Event::Send(outgoing),
+                // A blocked connection takes messages and sends none: they would pile up in the library, and their copies too.
+                outgoing = self.incoming.recv(), if has_room && !is_blocked => Event::Send(outgoing),
                 () = self.lifecycle.stopping(), if !is_stopping => Event::Stop,
                 _ = looks.tick() => Event::Look,
             };
@@ -243,38 +249,54 @@ impl Session {
                 // Nobody waits any more: the caller has given up, or has handed over another copy meanwhile.
                 Event::Send(Some(outgoing)) if outgoing.outcome.is_closed() => {}
                 Event::Send(Some(outgoing)) => {
-                    in_flight.push(start(Arc::clone(&channel), outgoing, self.confirm_timeout));
+                    if in_flight.is_empty() {
+                        last_answer = Instant::now();
+                    }
+                    in_flight.push(start(Arc::clone(&channel), outgoing));
                 }
-                Event::Answered(published) => answers.take(published, in_flight.is_empty()),
+                Event::Answered(published) => {
+                    last_answer = Instant::now();
+                    answers.take(published, &mut in_flight);
+                }
                 // A stop lets what was handed over finish; the owner stops its publisher last.
                 Event::Stop => {
                     is_stopping = true;
                     self.incoming.close();
                 }
                 Event::Send(None) => is_over = true,
+                Event::Look if is_stopping && is_blocked => {
+                    while let Ok(outgoing) = self.incoming.try_recv() {
+                        say(outgoing.outcome, Outcome::NotSent("the broker takes nothing".to_owned()));
+                    }
+                    return End::Over;
+                }
+                // Confirms that never come, as of quorum queues without their majority, have taken every place.
+                Event::Look if !in_flight.is_empty() && last_answer.elapsed() > self.confirm_timeout * 2 => {
+                    return End::Unusable(format!("no confirm came for {:?}", last_answer.elapsed()));
+                }
                 Event::Look => {}
             }
         }
         // Handed over or not: where the connection is gone every pending confirm fails now.
         while let Some(published) = in_flight.next().await {
-            answers.take(published, in_flight.is_empty());
+            answers.take(published, &mut in_flight);
         }
         if is_over { End::Over } else { End::Lost }
     }
 }
 
 /// Starts a publish; its frames are queued at the future's first poll, which the set does in order.
-fn start(channel: Arc<Channel>, outgoing: Outgoing, timeout: Duration) -> BoxFuture<'static, Published> {
+fn start(channel: Arc<Channel>, outgoing: Outgoing) -> BoxFuture<'static, Published> {
     let Outgoing { message, outcome, budget } = outgoing;
     Box::pin(async move {
         let message_id = message.properties.message_id().map(str::to_owned);
-        let bytes = message.body.len();
+        let (exchange, bytes) = (message.exchange, message.body.len());
         let routing_key = ShortString::try_new(message.routing_key).unwrap_or_default();
         let key = routing_key.clone();
         let publishing = async {
             let confirm = channel
                 .basic_publish(
-                    ShortString::from(&*message.exchange),
+                    ShortString::from(&*exchange),
                     key,
                     BasicPublishOptions { mandatory: message.mandatory, immediate: false },
                     &message.body,
@@ -283,15 +305,12 @@ fn start(channel: Arc<Channel>, outgoing: Outgoing, timeout: Duration) -> BoxFut
                 .await?;
             confirm.await
         };
-        // A confirm that never comes (a quorum queue without its majority) must not keep the place for ever.
-        let result = match tokio::time::timeout(timeout, publishing).await {
-            Ok(result) => result.map_err(|error| {
-                let text = error.to_string();
-                Forbidden::read(&text, routing_key.as_str(), bytes)
-                    .map_or(Outcome::Unknown(text), Outcome::Forbidden)
-            }),
-            Err(_) => Err(Outcome::Unknown(format!("no confirm within {timeout:?}"))),
-        };
+        // Never given up before its end: the library keeps the place of a confirm that is dropped, and lets it take a return.
+        let result = publishing.await.map_err(|error: lapin::Error| {
+            let text = error.to_string();
+            let forbidden = Forbidden::read(&text, &exchange, routing_key.as_str(), bytes);
+            forbidden.map_or(Outcome::Unknown(text), Outcome::Forbidden)
+        });
         drop(budget);
         Published { message_id, outcome, result }
     })
@@ -301,36 +320,41 @@ fn start(channel: Arc<Channel>, outgoing: Outgoing, timeout: Duration) -> BoxFut
 #[derive(Default)]
 struct Answers {
     returns: Returns<oneshot::Sender<Outcome>>,
+    gathered: Vec<Gathered<oneshot::Sender<Outcome>>>,
 }
 
 impl Answers {
-    fn take(&mut self, published: Published, is_last: bool) {
-        let Published { message_id, outcome, result } = published;
-        let tell = &mut |outcome: oneshot::Sender<Outcome>, is_returned| {
+    /// Takes an answer with all others that are there, as [`Returns`] wants them.
+    fn take(&mut self, first: Published, in_flight: &mut FuturesUnordered<BoxFuture<'static, Published>>) {
+        self.note(first);
+        while let Some(Some(published)) = futures_util::FutureExt::now_or_never(in_flight.next()) {
+            self.note(published);
+        }
+        let tell = &mut |outcome, is_returned| {
             say(outcome, if is_returned { Outcome::Unroutable } else { Outcome::Confirmed });
         };
-        let id = |returned: &Option<lapin::message::BasicReturnMessage>| {
-            returned.as_ref().map(|message| match message.properties.message_id() {
-                Some(id) => id.as_str().to_owned(),
-                None => String::new(),
-            })
+        self.returns.take(&mut self.gathered, in_flight.is_empty(), tell);
+    }
+
+    fn note(&mut self, published: Published) {
+        let Published { message_id, outcome, result } = published;
+        let id = |returned: Option<lapin::message::BasicReturnMessage>| {
+            returned
+                .map(|message| message.properties.message_id().clone().map_or_else(String::new, String::from))
         };
-        match result {
-            Ok(Confirmation::Ack(returned)) => {
-                self.returns.confirmed(message_id, id(&returned).as_deref(), outcome, tell);
-            }
+        let (carried, waiting) = match result {
+            Ok(Confirmation::Ack(returned)) => (id(returned), Some(outcome)),
             Ok(Confirmation::Nack(returned)) => {
-                self.returns.refused(id(&returned).as_deref(), tell);
                 say(outcome, Outcome::Refused);
+                (id(returned), None)
             }
             Ok(Confirmation::NotRequested) => {
-                say(outcome, Outcome::Unknown("the channel is not in confirm mode".to_owned()));
+                let reason = "the channel is not in confirm mode".to_owned();
+                return say(outcome, Outcome::Unknown(reason));
             }
-            Err(failure) => say(outcome, failure),
-        }
-        if is_last {
-            self.returns.decide(tell);
-        }
+            Err(failure) => return say(outcome, failure),
+        };
+        self.gathered.push(Gathered { id: message_id, carried, waiting });
     }
 }
 

@@ -6,17 +6,29 @@ const HEAD: usize = 7;
 const METHOD: u8 = 1;
 const CONTENT_HEADER: u8 = 2;
 const FRAME_END: u8 = 0xce;
+/// Bytes of a frame around its payload.
+const OVERHEAD: usize = 8;
+/// The broker's default. Where it is configured without a limit, this one holds for content headers.
+const DEFAULT_FRAME: usize = 128 << 10;
 /// Longest frame that is looked into. No broker sends one: they keep the negotiated size, but for what they add themselves.
 const MAX_FRAME: usize = 4 << 20;
 
 /// Passes frames on; methods and content headers are looked into, bodies are not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Frames {
     /// The beginning of a frame that is looked into or whose kind is not known yet.
     held: Vec<u8>,
     /// Bytes left of a frame that is passed on as it is.
     passing: usize,
     is_open: bool,
+    /// Longest payload that the client library takes, as negotiated.
+    max_payload: usize,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { held: Vec::new(), passing: 0, is_open: false, max_payload: DEFAULT_FRAME - OVERHEAD }
+    }
 }
 
 impl Frames {
@@ -70,18 +82,34 @@ impl Frames {
     fn look(&mut self, out: &mut Vec<u8>) {
         let end = self.held.len() - 1;
         if self.held[0] == METHOD {
-            self.is_open |= self.held[HEAD..end].starts_with(&[0, 10, 0, 41]);
+            self.watch_handshake(end);
             // What cannot be walked cannot be tamed, nor has a publisher any part in it.
             let _ = tame_method(&mut self.held[HEAD..end]);
             return out.extend_from_slice(&self.held);
         }
-        let Some(payload) = replacement(&self.held[HEAD..end]) else {
+        let Some(payload) = replacement(&self.held[HEAD..end], self.max_payload) else {
             return out.extend_from_slice(&self.held);
         };
         out.extend_from_slice(&self.held[..3]);
         out.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(0).to_be_bytes());
         out.extend_from_slice(&payload);
         out.push(FRAME_END);
+    }
+}
+
+impl Frames {
+    fn watch_handshake(&mut self, end: usize) {
+        match &self.held[HEAD..end] {
+            // tune: channel_max, frame_max, heartbeat
+            [0, 10, 0, 30, _, _, a, b, c, d, ..] => {
+                let frame_max = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+                if frame_max > OVERHEAD {
+                    self.max_payload = frame_max - OVERHEAD;
+                }
+            }
+            [0, 10, 0, 41, ..] => self.is_open = true,
+            _ => {}
+        }
     }
 }
 

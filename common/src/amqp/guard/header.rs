@@ -5,9 +5,6 @@ use std::ops::Range;
 
 use super::UNREADABLE;
 
-/// The longest payload passed on. Legitimate ones have hundreds of bytes; the rest of a frame is room for what the broker
-/// and the worker add when a message is passed on.
-const MAX_BYTES: usize = 64 << 10;
 /// Tables and arrays inside each other. `x-death`, the broker's own history, takes three.
 const MAX_DEPTH: usize = 8;
 const CLASS_WEIGHT_AND_SIZE: usize = 12;
@@ -29,10 +26,10 @@ const PROPERTIES: [Kind; 14] = {
     [Text, Text, Table, Octet, Octet, Text, Text, Text, Text, Timestamp, Text, Text, Text, Text]
 };
 
-/// A payload to pass on instead; `None` where the one given is in order.
-pub(super) fn replacement(payload: &[u8]) -> Option<Vec<u8>> {
-    let reason = if payload.len() > MAX_BYTES {
-        format!("{} bytes of properties, the limit is {MAX_BYTES}", payload.len())
+/// A payload to pass on instead; `None` where the one given is in order, and no longer than `limit`.
+pub(super) fn replacement(payload: &[u8], limit: usize) -> Option<Vec<u8>> {
+    let reason = if payload.len() > limit {
+        format!("{} bytes of properties, the limit is {limit}", payload.len())
     } else {
         Walk { bytes: payload, at: 0 }.properties().err()?.to_owned()
     };
@@ -167,6 +164,8 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: usize = 64 << 10;
+
     fn payload(flags: u16, properties: &[u8]) -> Vec<u8> {
         let mut payload = vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
         payload.extend_from_slice(&flags.to_be_bytes());
@@ -229,7 +228,7 @@ mod tests {
             .with_cluster_id("c".into());
         let bytes = written(&properties);
         let whole = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5], &bytes[..]].concat();
-        assert_eq!(replacement(&whole), None);
+        assert_eq!(replacement(&whole, LIMIT), None);
     }
 
     /// Flags and properties as the client library writes them.
@@ -243,7 +242,7 @@ mod tests {
         let nested =
             |depth: usize| (0..depth).fold(vec![b'V'], |inner, _| [b"A", &table(&inner)[..]].concat());
         let header = |value: &[u8]| payload(HEADERS, &table(&[&[1, b'h'], value].concat()));
-        assert_eq!(replacement(&header(&nested(MAX_DEPTH))), None);
+        assert_eq!(replacement(&header(&nested(MAX_DEPTH)), LIMIT), None);
         for (bad, expected) in [
             (payload(1 << 10, &[1, 0xff]), "text that is not UTF-8"),
             (payload(HEADERS, &table(&[1, 0xff, b'V'])), "text that is not UTF-8"),
@@ -260,9 +259,9 @@ mod tests {
                 "65561 bytes of properties, the limit is 65536",
             ),
         ] {
-            assert_eq!(reason(&replacement(&bad).unwrap()), expected);
+            assert_eq!(reason(&replacement(&bad, LIMIT).unwrap()), expected);
         }
-        assert!(replacement(&[]).is_some());
+        assert!(replacement(&[], LIMIT).is_some());
     }
 
     #[test]
@@ -279,8 +278,8 @@ mod tests {
         #[test]
         fn what_is_passed_on_can_be_parsed(flags in any::<u16>(), bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let given = payload(flags, &bytes);
-            if let Some(replaced) = replacement(&given) {
-                prop_assert_eq!(replacement(&replaced), None);
+            if let Some(replaced) = replacement(&given, LIMIT) {
+                prop_assert_eq!(replacement(&replaced, LIMIT), None);
                 reason(&replaced);
             }
         }
@@ -288,7 +287,7 @@ mod tests {
         #[test]
         fn tables_that_pass_can_be_parsed(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let given = payload(HEADERS, &table(&bytes));
-            if replacement(&given).is_none() {
+            if replacement(&given, LIMIT).is_none() {
                 prop_assert!(parse_field_table(&given[14..]).is_ok());
             }
         }

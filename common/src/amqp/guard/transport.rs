@@ -164,15 +164,17 @@ pub(in crate::amqp) async fn connect(
             return Err(io::Error::from(io::ErrorKind::TimedOut).into());
         }
         let plain = Runtime::new(tokio.clone());
-        let connected = AMQPUriTcpExt::connect_with_config_async(&uri, tls.as_ref(), &plain).await;
-        let inner = connected.map_err(lapin::Error::from)?;
+        let inner = tokio::select! {
+            connected = AMQPUriTcpExt::connect_with_config_async(&uri, tls.as_ref(), &plain) => connected,
+            () = token.cancelled() => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        };
+        let inner = inner.map_err(lapin::Error::from)?;
         Ok(AsyncTcpStream::Plain(Guarded::new(inner, token.clone())))
     };
-    match tokio::time::timeout(timeout, Connection::connector(uri, runtime, dial, properties)).await {
-        Ok(connected) => connected.map_err(Some),
-        Err(_) => {
-            given_up.cancel();
-            Err(None)
-        }
-    }
+    // Also where this future is dropped.
+    let giving_up = given_up.drop_guard();
+    let connecting = Connection::connector(uri, runtime, dial, properties);
+    let connected = tokio::time::timeout(timeout, connecting).await.map_err(|_| None)?.map_err(Some)?;
+    giving_up.disarm();
+    Ok(connected)
 }
