@@ -4,6 +4,7 @@
 //! Short in the normal run; `cargo xtask chaos` runs it for minutes.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,11 @@ impl Fleet {
     /// Starts again what has ended; a batch that is complete is checked and a new one begun.
     fn mend(&mut self) {
         for worker in self.workers.iter_mut().filter_map(|worker| (!worker.is_running()).then_some(worker)) {
+            let status = worker.wait(READY).unwrap();
+            // Killed by us; drained; or not all drained, since the broker went away meanwhile. Never by itself.
+            let is_ours =
+                status.signal() == Some(Signal::SIGKILL as i32) || matches!(status.code(), Some(0 | 1));
+            assert!(is_ours, "a worker ended with {status}:\n{}", worker.stderr());
             *worker = self.stack.starting_worker(&[]);
         }
         if self.tend_batch() {
@@ -163,9 +169,19 @@ fn pick(random: &mut ChaCha8Rng) -> Fault {
     found.expect("the weights sum up").0
 }
 
+/// Ends the load, also after a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn wreak_havoc(mut fleet: Fleet, duration: Duration, seed: u64, is_over: &AtomicBool) -> (Fleet, usize) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let started = Instant::now();
+    let over = Over(is_over);
     while started.elapsed() < duration {
         std::thread::sleep(Duration::from_millis(random.random_range(300..3_000)));
         let fault = pick(&mut random);
@@ -174,7 +190,7 @@ fn wreak_havoc(mut fleet: Fleet, duration: Duration, seed: u64, is_over: &Atomic
         std::thread::sleep(Duration::from_millis(random.random_range(0..1_500)));
         fleet.mend();
     }
-    is_over.store(true, Ordering::Relaxed);
+    drop(over);
     println!("[{:>5.1} s] no more faults; what is in flight ends", started.elapsed().as_secs_f64());
     fleet.settle()
 }

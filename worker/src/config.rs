@@ -79,6 +79,8 @@ pub struct OnnxRuntime {
 pub struct Scheduling {
     /// Requests fetched ahead beyond the instances' batches.
     pub prefetch_extra: u16,
+    /// The time whose work they are, at most.
+    pub prefetch_wait_ms: u16,
     /// Byte budget of a lane.
     pub lane_max_bytes: usize,
 }
@@ -152,6 +154,7 @@ impl Validate for Config {
             ));
         }
         within("scheduling.prefetch_extra", self.scheduling.prefetch_extra.into(), 1, 10_000)?;
+        within("scheduling.prefetch_wait_ms", self.scheduling.prefetch_wait_ms.into(), 1, 60_000)?;
         within("scheduling.lane_max_bytes", self.scheduling.lane_max_bytes as u64, 1 << 20, 1 << 40)?;
         within("replies.max_in_flight", self.replies.max_in_flight as u64, 1, 100_000)?;
         within("replies.max_in_flight_bytes", self.replies.max_in_flight_bytes as u64, 1 << 20, 1 << 40)?;

@@ -150,7 +150,8 @@ impl Place<'_> {
         };
         let weights: Vec<u32> = self.config.topology.tiers.iter().map(|tier| tier.weight).collect();
         let policy = BatchPolicy {
-            max_batch_size,
+            // Rows that cannot share a batch have no company to wait for.
+            max_batch_size: if rules.is_shared { max_batch_size } else { 1 },
             preferred_batch_sizes: own.dynamic_batching.preferred_batch_size.clone(),
             max_queue_delay: Duration::from_micros(own.dynamic_batching.max_queue_delay_microseconds),
             max_batch_time: own.dynamic_batching.max_batch_time(),

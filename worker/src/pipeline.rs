@@ -181,13 +181,20 @@ fn routes(
     (routes, subscriptions)
 }
 
-/// One batch running and one forming for each instance, and what covers the time that confirms take.
+/// One batch running and one forming for each instance, and what they run while confirms are awaited; of a slow model, or on a
+/// slow machine, no more than a short time's work: what one worker hoards others cannot run.
 fn prefetch(config: &Config, catalogue: &Catalogue, model: &str) -> u16 {
-    let batches = catalogue.versions(model).map(|served| {
-        let instances = u32::try_from(served.instances.len()).unwrap_or(1);
-        served.rules.max_batch_size.saturating_mul(instances + 1)
-    });
-    let wanted = batches.fold(u32::from(config.scheduling.prefetch_extra), u32::saturating_add);
+    let wait_us = u64::from(config.scheduling.prefetch_wait_ms) * 1000;
+    let wanted: u64 = catalogue
+        .versions(model)
+        .map(|served| {
+            let instances = served.instances.len() as u64;
+            let pace = served.pickup.pace();
+            let batches = u64::from(pace.most_rows) * (instances + 1);
+            let meanwhile = pace.row_us.map_or(0, |row_us| wait_us * instances / row_us.max(1));
+            batches + meanwhile.min(config.scheduling.prefetch_extra.into())
+        })
+        .sum();
     u16::try_from(wanted).unwrap_or(u16::MAX)
 }
 
@@ -211,15 +218,15 @@ impl Worker {
     pub async fn drain(mut self) -> bool {
         let deadline = tokio::time::Instant::now() + self.config.grace();
         self.announcer.is_draining.store(true, Ordering::Relaxed);
-        let routes: Vec<&Route> = self.intake.routes.values().collect();
-        self.announcer.announce(&routes).await;
         self.consumers.stop_consuming();
         let mut unstarted = Vec::new();
         for (served, _) in self.catalogue.all() {
             unstarted.extend(served.pickup.close().into_iter().map(|job| (job.duty, Verdict::GiveBack)));
         }
         info!(unstarted = unstarted.len(), "draining: consumers cancelled, unstarted work goes back");
-        let _ = self.settlements.send(unstarted).await;
+        let _ = tokio::time::timeout_at(deadline, self.settlements.send(unstarted)).await;
+        let routes: Vec<&Route> = self.intake.routes.values().collect();
+        self.announcer.announce(&routes).await;
         let threads = std::mem::take(&mut self.instances);
         let joining = tokio::task::spawn_blocking(move || {
             threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()

@@ -26,6 +26,8 @@ const UNKNOWN_VERSION_HOPS: u64 = 3;
 /// The longest pause between hops to a version that is served, as a retry step: about one in two workers has it, or one in
 /// many, and the deadline runs.
 const FAR_STEP: u64 = 2;
+/// Headers of a request, at most. They pass through queues and workers that add to them, and must still fit one frame then.
+const MAX_HEADER_BYTES: usize = 16 << 10;
 /// Lane budgets are counted in pieces of this many bytes, since semaphores count to `u32` only.
 const BUDGET_UNIT: usize = 1024;
 
@@ -312,6 +314,11 @@ fn hostility(
 ) -> Option<(&'static str, String)> {
     if let Ok(Some(reason)) = delivery.properties.text(header::UNREADABLE) {
         return Some(("unreadable_properties", reason.to_owned()));
+    }
+    let header_bytes = delivery.properties.header_bytes();
+    if header_bytes > MAX_HEADER_BYTES {
+        let detail = format!("{header_bytes} bytes of headers, the limit is {MAX_HEADER_BYTES}");
+        return Some(("oversized_headers", detail));
     }
     if delivery.properties.has_header("CC") || delivery.properties.has_header("BCC") {
         return Some(("sender_selected", "CC and BCC headers are refused: they evade tiers".to_owned()));

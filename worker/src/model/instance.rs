@@ -28,12 +28,12 @@ pub fn spawn(
     let name = format!("{}:{}", served.model, served.version);
     std::thread::Builder::new().name(name).spawn(move || {
         let send = |settled: Vec<Settlement>| settlements.blocking_send(settled).is_ok();
-        while let Some(Collected { batch, expired }) = served.pickup.collect() {
+        while let Some(Collected { batch, expired, charged }) = served.pickup.collect() {
             let expired: Vec<Settlement> = expired.into_iter().map(too_late).collect();
             if !expired.is_empty() && !send(expired) {
                 return;
             }
-            let run = Run { backend: &mut *backend, served: &served, max_reply_bytes };
+            let run = Run { backend: &mut *backend, served: &served, max_reply_bytes, charged };
             if !batch.is_empty() && !run.answer(batch, &send) {
                 return;
             }
@@ -50,6 +50,8 @@ struct Run<'a> {
     backend: &'a mut dyn Backend,
     served: &'a ServedVersion,
     max_reply_bytes: usize,
+    /// Microseconds a row that the batch's tiers were charged.
+    charged: i64,
 }
 
 impl Run<'_> {
@@ -98,7 +100,7 @@ impl Run<'_> {
             answers = answers_of(served, batch, &rows, outputs, max_reply_bytes, &timing);
         })?;
         self.served.stats.count_run(total, busy);
-        self.served.pickup.learn(u32::try_from(total).unwrap_or(u32::MAX), busy);
+        self.served.pickup.ran(batch.iter().map(|job| (job.tier, job.rows)), self.charged, busy);
         for job in batch {
             self.served.stats.count_rows(job.tier, u64::from(job.rows));
         }

@@ -8,6 +8,9 @@ const BUCKETS: usize = 17;
 const WEIGHT: f64 = 0.2;
 /// A batch that took longer than this many times what its size usually takes counts as that: its core was taken away.
 const OUTLIER: f64 = 4.0;
+/// How far larger sizes follow a smaller one that turns out cheaper. A size priced too high once would never run again, and so
+/// never be measured again.
+const FOLLOW: f64 = 0.02;
 /// Microseconds a row where nothing has been learned. Only its being equal for all matters.
 const UNKNOWN: f64 = 100.0;
 
@@ -32,6 +35,14 @@ impl CostCurve {
             None => measured,
             Some(known) => known + WEIGHT * (measured.min(known * OUTLIER) - known),
         });
+        for larger in self.per_row[bucket(rows) + 1..].iter_mut().flatten() {
+            *larger += FOLLOW * (measured - *larger).min(0.0);
+        }
+    }
+
+    /// Whether anything was learned.
+    pub fn is_known(&self) -> bool {
+        self.per_row.iter().any(Option::is_some)
     }
 
     /// Microseconds a row in a batch of so many rows, 1 or more: of its size, or of the nearest size known.
@@ -54,7 +65,7 @@ impl CostCurve {
     /// by its weights takes as long for one row as for many.
     pub fn rows_within(&self, limit: Duration, most: u32) -> u32 {
         let limit = limit.max(self.estimate(1) * 5 / 4);
-        if self.per_row.iter().all(Option::is_none) || self.estimate(most) <= limit {
+        if !self.is_known() || self.estimate(most) <= limit {
             return most;
         }
         let sizes = (0..BUCKETS).map(|at| 1u32 << at).take_while(|&rows| rows < most);
@@ -108,6 +119,19 @@ mod tests {
             curve.learn(4, Duration::from_micros(800));
         }
         assert_eq!(curve.per_row(4), 200);
+    }
+
+    #[test]
+    fn a_size_priced_too_high_is_tried_again() {
+        let limit = Duration::from_millis(100);
+        let mut curve = learned(&[(1, 1_000), (64, 320_000)]);
+        let first = curve.rows_within(limit, 64);
+        assert!(first < 64);
+        for _ in 0..500 {
+            let rows = curve.rows_within(limit, 64);
+            curve.learn(rows, Duration::from_micros(300) * rows);
+        }
+        assert_eq!(curve.rows_within(limit, 64), 64);
     }
 
     #[test]

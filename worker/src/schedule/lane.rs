@@ -87,6 +87,12 @@ impl<W: Waiting> Lane<W> {
         rows
     }
 
+    /// The earliest deadline among the next `enough` requests with this key.
+    pub fn deadline_of(&self, key: &W::Key, enough: u32) -> Option<Instant> {
+        let waiting = self.by_key.get(key).into_iter().flatten().take(enough as usize);
+        waiting.filter_map(|(_, waiting)| waiting.deadline()).min()
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.length == 0

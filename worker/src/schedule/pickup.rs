@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::batcher::BatchPolicy;
 use super::lane::Waiting;
-use super::scheduler::{Next, Scheduler};
+use super::scheduler::{Next, Pace, Scheduler};
 
 /// A scheduler shared between intake, which pushes, and instances, which collect.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Collected<W> {
     pub batch: Vec<W>,
     /// Past their deadline: to be answered, not run.
     pub expired: Vec<W>,
+    /// Microseconds a row that their tiers were charged, to be corrected by [`Pickup::ran`].
+    pub charged: i64,
 }
 
 impl<W: Waiting> Pickup<W> {
@@ -65,7 +67,7 @@ impl<W: Waiting> Pickup<W> {
             }
             let now = Instant::now();
             state = match state.scheduler.next(now) {
-                Next::Run { batch, expired } => return Some(Collected { batch, expired }),
+                Next::Run { batch, expired, charged } => return Some(Collected { batch, expired, charged }),
                 Next::Idle => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Next::WaitUntil(due) => {
                     let patience = due.saturating_duration_since(now);
@@ -75,9 +77,24 @@ impl<W: Waiting> Pickup<W> {
         }
     }
 
-    /// Takes what a batch cost.
+    /// Takes what a batch cost that was not collected here, as the warm-up's.
     pub fn learn(&self, rows: u32, busy: Duration) {
         self.lock().scheduler.learn(rows, busy);
+    }
+
+    /// Takes what a collected batch cost.
+    pub fn ran(
+        &self,
+        rows_by_tier: impl Iterator<Item = (usize, u32)> + Clone,
+        charged: i64,
+        busy: Duration,
+    ) {
+        self.lock().scheduler.ran(rows_by_tier, charged, busy);
+    }
+
+    /// How fast an instance is, by what was learned.
+    pub fn pace(&self) -> Pace {
+        self.lock().scheduler.pace()
     }
 
     /// What batches cost, as far as is known: rows, and microseconds of a batch of so many.

@@ -1,7 +1,7 @@
 //! Whose turn it is: deficit round robin between the tiers of one model version.
 //!
 //! Every tier with waiting requests earns credit in proportion to its weight, once a round; serving a request costs its share
-//! of the time that its batch takes, as learned from the batches before.
+//! of the time that its batch takes: as learned from the batches before when it is formed, and corrected when it has run.
 //! The highest tier with credit goes first, and a tier that was empty gets its round's credit at once, if it has not had
 //! it, so that its request is next after those of higher tiers that have credit too. Credit is not saved up while a tier is
 //! empty, and debt is not forgiven: only rounds pay it off.
@@ -15,6 +15,11 @@ use super::batcher::BatchPolicy;
 use super::cost::CostCurve;
 use super::lane::{Lane, Waiting};
 
+/// Batches that a tier can owe.
+const MOST_DEBT: i64 = 4;
+/// What publishing and confirming a reply takes, about.
+const WAY_BACK: Duration = Duration::from_millis(5);
+
 /// Lanes in the order of the tiers, highest first, and the credit of each.
 #[derive(Debug)]
 pub struct Scheduler<W: Waiting> {
@@ -27,6 +32,17 @@ pub struct Scheduler<W: Waiting> {
     credited: Vec<u64>,
     policy: BatchPolicy,
     costs: CostCurve,
+    /// Microseconds of the largest batch of late.
+    largest: i64,
+}
+
+/// How fast an instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Rows of its batches, at most.
+    pub most_rows: u32,
+    /// Microseconds a row in such a batch, where anything is known.
+    pub row_us: Option<u64>,
 }
 
 /// What an idle instance should do.
@@ -38,6 +54,8 @@ pub enum Next<W> {
         batch: Vec<W>,
         /// Requests found past their deadline; they must not run.
         expired: Vec<W>,
+        /// Microseconds a row that their tiers were charged.
+        charged: i64,
     },
     /// Ask again at this instant, or when a request comes.
     WaitUntil(Instant),
@@ -56,12 +74,46 @@ impl<W: Waiting> Scheduler<W> {
             credited: vec![0; weights.len()],
             policy,
             costs: CostCurve::default(),
+            largest: 0,
         }
     }
 
     /// Takes what a batch cost.
     pub fn learn(&mut self, rows: u32, busy: Duration) {
         self.costs.learn(rows, busy);
+    }
+
+    /// Takes what a batch really cost whose tiers were charged `charged` microseconds a row. `rows_by_tier` has the tier of each
+    /// of its requests, and its rows.
+    pub fn ran(
+        &mut self,
+        rows_by_tier: impl Iterator<Item = (usize, u32)> + Clone,
+        charged: i64,
+        busy: Duration,
+    ) {
+        let rows: u32 = rows_by_tier.clone().map(|(_, rows)| rows).sum();
+        self.costs.learn(rows, busy);
+        let micros = i64::try_from(busy.as_micros()).unwrap_or(i64::MAX);
+        self.largest = micros.max(self.largest - self.largest / 1000);
+        let cost = micros / i64::from(rows.max(1));
+        for (tier, rows) in rows_by_tier {
+            self.charge(tier, rows, cost - charged);
+        }
+    }
+
+    /// Debt ends at some of the largest batches: where a tier filled others' batches for long, it must not starve for it.
+    fn charge(&mut self, tier: usize, rows: u32, per_row: i64) {
+        let batch = self.largest.max(self.quantum().saturating_mul(self.policy.max_batch_size.into()));
+        let floor = batch.saturating_mul(-MOST_DEBT);
+        let cost = per_row.saturating_mul(rows.into());
+        self.credits[tier] = self.credits[tier].saturating_sub(cost).max(floor);
+    }
+
+    /// How fast an instance is, by what was learned.
+    pub fn pace(&self) -> Pace {
+        let most_rows = self.most_rows();
+        let row_us = self.costs.is_known().then(|| self.costs.per_row(most_rows).unsigned_abs());
+        Pace { most_rows, row_us }
     }
 
     /// What batches cost.
@@ -101,8 +153,25 @@ impl<W: Waiting> Scheduler<W> {
         }
         match self.policy.is_ready(rows, enough, arrived, now) {
             Ok(()) => self.form(&key, enough, self.costs.per_row(rows.min(enough)), now),
-            Err(due) => Next::WaitUntil(due),
+            Err(due) => {
+                // Whoever waits for company must not miss a deadline for it.
+                let due = self.latest_start(&key, rows).map_or(due, |latest| latest.min(due));
+                if due > now {
+                    Next::WaitUntil(due)
+                } else {
+                    self.form(&key, enough, self.costs.per_row(rows), now)
+                }
+            }
         }
+    }
+
+    /// When a batch of the `rows` rows that wait with this key must start, to be answered before the first of their deadlines.
+    fn latest_start(&self, key: &W::Key, rows: u32) -> Option<Instant> {
+        let deadlines =
+            self.lanes.iter().filter_map(|lane| lane.deadline_of(key, self.policy.max_batch_size));
+        // An average, hence the half more; and the way back to the caller.
+        let took = self.costs.estimate(rows).mul_f64(1.5) + WAY_BACK;
+        deadlines.min().and_then(|deadline| deadline.checked_sub(took))
     }
 
     /// Rows of a batch, at most: by size, and by the time it may take.
@@ -129,13 +198,13 @@ impl<W: Waiting> Scheduler<W> {
                 continue;
             }
             rows = rows.saturating_add(waiting.rows());
-            self.credits[tier] -= i64::from(waiting.rows()) * per_row;
+            self.charge(tier, waiting.rows(), per_row);
             batch.push(waiting);
             if rows >= most {
                 break;
             }
         }
-        Next::Run { batch, expired }
+        Next::Run { batch, expired, charged: per_row }
     }
 
     /// The highest tier with credit among the lanes that `offers` holds for.

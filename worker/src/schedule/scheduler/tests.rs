@@ -62,7 +62,7 @@ proptest! {
         let mut tier_of = HashMap::new();
         let mut left: Vec<Request> = Vec::new();
         let mut serve = |scheduler: &mut Scheduler<Request>, now: Instant| match scheduler.next(now) {
-            Next::Run { batch, expired } => {
+            Next::Run { batch, expired, .. } => {
                 let rows: u32 = batch.iter().map(|r| r.rows).sum();
                 assert!(rows <= max_batch_size.max(3), "{rows} rows"); // one oversized request runs alone
                 assert!(batch.len() == 1 || rows <= max_batch_size);
@@ -111,14 +111,14 @@ proptest! {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(&weights, policy(max_batch_size));
         let total: u32 = weights.iter().sum();
-        let per_lane = 400 * weights.iter().max().unwrap();
+        let per_lane = 1000 * weights.iter().max().unwrap();
         for tier in 0..weights.len() {
             for id in 0..per_lane {
                 scheduler.push(tier, Request { key: u8::try_from(tier).unwrap(), ..request(id, now) });
             }
         }
         let mut served = vec![0u32; weights.len()];
-        while served.iter().sum::<u32>() < total * 200 {
+        while served.iter().sum::<u32>() < total * 500 {
             let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
             served[batch[0].key as usize] += u32::try_from(batch.len()).unwrap();
         }
@@ -180,10 +180,33 @@ fn shares_are_of_time_not_of_rows() {
             scheduler.push(1, Request { key: 200, ..request(0, now) });
             scheduler.push(1, Request { key: 201, ..request(0, now) });
         }
-        let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+        let Next::Run { batch, charged, .. } = scheduler.next(now) else { panic!("work waits") };
         let took = Duration::from_millis(10);
-        scheduler.learn(u32::try_from(batch.len()).unwrap(), took);
-        time[usize::from(batch[0].key >= 200)] += took;
+        let tier = usize::from(batch[0].key >= 200);
+        scheduler.ran(batch.iter().map(|request| (tier, request.rows)), charged, took);
+        time[tier] += took;
+    }
+    let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
+    assert!((share - 0.5).abs() < 0.05, "{share}");
+}
+
+#[test]
+fn rows_of_one_size_that_take_unlike_times_are_charged_unlike() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[1, 1], policy(4));
+    let mut time = [Duration::ZERO; 2];
+    for _ in 0..4_000 {
+        for tier in 0..2 {
+            while scheduler.waiting(tier) < 8 {
+                scheduler.push(tier, Request { key: u8::try_from(tier).unwrap(), ..request(0, now) });
+            }
+        }
+        let Next::Run { batch, charged, .. } = scheduler.next(now) else { panic!("work waits") };
+        let tier = usize::from(batch[0].key);
+        // As with short and long sequences.
+        let took = Duration::from_millis([2, 50][tier]);
+        scheduler.ran(batch.iter().map(|request| (tier, request.rows)), charged, took);
+        time[tier] += took;
     }
     let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
     assert!((share - 0.5).abs() < 0.05, "{share}");
@@ -215,6 +238,22 @@ fn tiers_share_a_batch_where_keys_agree() {
     }
     let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
     assert_eq!(batch.iter().map(|r| r.id).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+#[test]
+fn company_is_not_waited_for_past_a_deadline() {
+    let now = Instant::now();
+    let delay = Duration::from_millis(50);
+    let mut scheduler = Scheduler::new(&[1], BatchPolicy { max_queue_delay: delay, ..policy(4) });
+    scheduler.learn(1, Duration::from_millis(5));
+    let deadline = Some(now + Duration::from_millis(30));
+    scheduler.push(0, Request { deadline: None, ..request(0, now) });
+    assert!(matches!(scheduler.next(now), Next::WaitUntil(due) if due == now + delay));
+    scheduler.push(0, Request { deadline, ..request(1, now) });
+    // Two rows take 10 ms, by the size known; half more, and the way back.
+    assert!(matches!(scheduler.next(now), Next::WaitUntil(due) if due == now + Duration::from_millis(10)));
+    let later = now + Duration::from_millis(10);
+    assert!(matches!(scheduler.next(later), Next::Run { batch, .. } if batch.len() == 2));
 }
 
 #[test]
