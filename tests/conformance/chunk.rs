@@ -5,7 +5,7 @@ use std::path::Path;
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
-use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{Connection, ConnectionProperties};
 use millrace_common::amqp::topology::Topology;
 use millrace_producer::Client;
@@ -65,10 +65,9 @@ pub(crate) async fn judge_all(prepared: Vec<Prepared>) -> Vec<(String, Verdict)>
         }
     });
     let verdicts: Vec<Vec<_>> = stream::iter(chunks).buffer_unordered(WORKERS).collect().await;
-    let mut shared = Topology::reply(&topology, client.reply_key(), READY);
-    shared.extend(Topology::shared(&topology));
+    // Its reply queue goes with it.
     client.close().await;
-    delete(broker, &shared).await;
+    delete(broker, &Topology::shared(&topology)).await;
     verdicts.into_iter().flatten().collect()
 }
 
@@ -108,6 +107,8 @@ impl Chunk<'_> {
         eventually("the worker is gone", READY, async || !worker.is_running()).await;
         let status = worker.wait(READY).unwrap();
         assert!(status.success(), "the worker did not drain ({status}):\n{}", worker.stderr());
+        let is_calm = !worker.stderr().contains("connection to the broker lost");
+        assert!(is_calm, "the worker lost its connection:\n{}", worker.stderr());
         verdicts
     }
 }
@@ -121,9 +122,11 @@ async fn delete(broker: &Connection, topology: &Topology) {
     let deleting = topology.queues.chunks(share).map(|queues| async move {
         let channel = broker.create_channel().await.unwrap();
         for queue in queues {
-            let name = queue.name.as_str().into();
-            let left = channel.queue_delete(name, QueueDeleteOptions::default()).await.unwrap();
-            assert_eq!(left, 0, "messages left in {}", queue.name);
+            let name = || queue.name.as_str().into();
+            let left = channel.basic_get(name(), BasicGetOptions { no_ack: true }).await.unwrap();
+            let left = left.map(|left| (left.delivery.redelivered, left.delivery.properties));
+            assert!(left.is_none(), "left in {} (redelivered, properties): {left:?}", queue.name);
+            channel.queue_delete(name(), QueueDeleteOptions::default()).await.unwrap();
         }
     });
     join_all(deleting).await;
