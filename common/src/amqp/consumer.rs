@@ -21,6 +21,9 @@ pub use super::ticket::{Stale, Ticket};
 use super::topology::Topology;
 use crate::lifecycle::Lifecycle;
 
+/// How long the last acknowledgements may take to arrive.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A queue to consume from.
 #[derive(Clone, Debug)]
 pub struct Subscription {
@@ -173,6 +176,11 @@ impl<A: Accept> AsyncSession for Session<A> {
         // The second tick takes what stands behind unfinished deliveries.
         flush(&ledgers);
         flush(&ledgers);
+        if link.connection.status().connected() {
+            // The broker answers in order: then it has the acknowledgements, whatever becomes of the connection's end.
+            let arriving = join_all(consumers.iter().map(Forwarder::sync));
+            let _ = tokio::time::timeout(SYNC_TIMEOUT, arriving).await;
+        }
         End::Lost
     }
 }
@@ -197,7 +205,8 @@ impl<A: Accept> Session<A> {
         let waiting = Arc::clone(waiting);
         let ledger = Ledger::new(channel.clone(), link.generation, subscription.prefetch, waiting);
         let queue = Arc::clone(&subscription.queue);
-        Ok(Forwarder { channel, stream, queue, ledger, received: VecDeque::new() })
+        let prefetch = subscription.prefetch;
+        Ok(Forwarder { channel, stream, queue, prefetch, ledger, received: VecDeque::new() })
     }
 }
 
@@ -205,6 +214,7 @@ struct Forwarder {
     channel: lapin::Channel,
     stream: lapin::Consumer,
     queue: Arc<str>,
+    prefetch: u16,
     ledger: Arc<Ledger>,
     /// Received and not yet accepted; the broker sends no more than the prefetch.
     received: VecDeque<Delivery>,
@@ -260,6 +270,13 @@ impl Forwarder {
                     Event::Came(None) => return debug!(queue = %self.queue, "consumer ended"),
                 }
             }
+        }
+    }
+
+    /// Completes when the broker has done everything that was asked of it on this channel; any call that it answers would do.
+    async fn sync(&self) {
+        if let Err(error) = self.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await {
+            debug!(queue = %self.queue, %error, "the last acknowledgements may not have arrived");
         }
     }
 
