@@ -122,7 +122,8 @@ fn acknowledge(channel: &Channel, tag: u64) {
 /// The other end: answers everything, acknowledges once the answer is confirmed.
 pub(crate) async fn serve(url: &str, queue: &str, reply_queue: &str) -> Result<()> {
     let Ends { publishing, consuming, mut consumer, _connections } = connect(url, queue).await?;
-    let template = consuming.basic_get(TEMPLATE_QUEUE.into(), BasicGetOptions { no_ack: true }).await?;
+    // Not on the consuming channel: what is fetched counts as a delivery, and acknowledgements go by their number.
+    let template = publishing.basic_get(TEMPLATE_QUEUE.into(), BasicGetOptions { no_ack: true }).await?;
     let template = template.context("no reply to send")?.delivery;
     let reply = Message { properties: template.properties, body: template.data };
     println!("ready");
