@@ -75,6 +75,7 @@ impl ServedVersion {
             outputs: signature.outputs.iter().map(Slot::spec).collect(),
             max_batch_size: self.rules.max_batch_size,
             is_batched: self.rules.is_shared,
+            pack_rows: if self.rules.is_shared { self.pickup.pack_rows() } else { 1 },
             instances: self.instances.clone(),
             rows: self.stats.rows.load(Ordering::Relaxed),
             batches: self.stats.batches.load(Ordering::Relaxed),

@@ -97,6 +97,11 @@ impl<W: Waiting> Pickup<W> {
         self.lock().scheduler.pace()
     }
 
+    /// Rows that clients should join in one request, at most.
+    pub fn pack_rows(&self) -> u32 {
+        self.lock().scheduler.pack_rows()
+    }
+
     /// What batches cost, as far as is known: rows, and microseconds of a batch of so many.
     pub fn costs(&self) -> Vec<(u32, u64)> {
         self.lock().scheduler.costs().known()

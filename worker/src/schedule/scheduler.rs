@@ -17,6 +17,9 @@ use super::lane::{Lane, Waiting};
 
 /// Batches that a tier can owe.
 const MOST_DEBT: i64 = 4;
+/// The time that a pack's rows take, at most. A message costs client, broker and worker a quarter of a millisecond together
+/// (docs/benchmarks.md), which is little beside this.
+const PACK_TIME: Duration = Duration::from_millis(20);
 /// What publishing and confirming a reply takes, about.
 const WAY_BACK: Duration = Duration::from_millis(5);
 
@@ -114,6 +117,12 @@ impl<W: Waiting> Scheduler<W> {
         let most_rows = self.most_rows();
         let row_us = self.costs.is_known().then(|| self.costs.per_row(most_rows).unsigned_abs());
         Pace { most_rows, row_us }
+    }
+
+    /// Rows that clients should join in one request, at most: so many that the message costs little beside them, and not so
+    /// many that other instances lack work. 1 while nothing is known.
+    pub fn pack_rows(&self) -> u32 {
+        if self.costs.is_known() { self.costs.rows_within(PACK_TIME, self.most_rows()) } else { 1 }
     }
 
     /// What batches cost.
