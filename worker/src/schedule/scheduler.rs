@@ -4,7 +4,7 @@
 //! of the time that its batch takes: as learned from the batches before when it is formed, and corrected when it has run.
 //! The highest tier with credit goes first, and a tier that was empty gets its round's credit at once, if it has not had
 //! it, so that its request is next after those of higher tiers that have credit too. Credit is not saved up while a tier is
-//! empty, and debt is not forgiven: only rounds pay it off.
+//! empty, and debt is not forgiven: only rounds pay it off. Inside a tier its tenants share alike, see [`super::lane`].
 //!
 //! Plain code: no clock, no channel; `now` is a parameter. Source of the algorithm: M. Shreedhar, G. Varghese,
 //! "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995.
@@ -158,7 +158,7 @@ impl<W: Waiting> Scheduler<W> {
         let enough = self.most_rows();
         let mut rows = 0u32;
         for lane in &self.lanes {
-            rows = rows.saturating_add(lane.rows_of(&key, enough));
+            rows = rows.saturating_add(lane.rows_of(&key));
         }
         match self.policy.is_ready(rows, enough, arrived, now) {
             Ok(()) => self.form(&key, enough, self.costs.per_row(rows.min(enough)), now),
@@ -201,7 +201,8 @@ impl<W: Waiting> Scheduler<W> {
             if !is_expired && !fits(rows, front.rows(), most) {
                 break;
             }
-            let waiting = self.lanes[tier].pop_of(key).expect("just seen");
+            let price = if is_expired { 0 } else { per_row.unsigned_abs() };
+            let waiting = self.lanes[tier].pop_of(key, price).expect("just seen");
             if is_expired {
                 expired.push(waiting);
                 continue;
