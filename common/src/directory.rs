@@ -40,7 +40,7 @@ impl Directory {
         let queue: Arc<str> = format!("{}.status.{}", settings.prefix, uuid::Uuid::now_v7().simple()).into();
         let topology = Topology::status_listener(settings, &queue);
         let fleet = Arc::new(Listener::default());
-        let subscription = Subscription { queue, prefetch: PREFETCH };
+        let subscription = Subscription::fixed(queue, PREFETCH);
         let group =
             ConsumerGroup::spawn(connector, "directory", topology, vec![subscription], Arc::clone(&fleet));
         Self { fleet, group }
@@ -59,6 +59,11 @@ impl Directory {
     /// Rows that may travel in one request, see [`Fleet::pack_rows`].
     pub fn pack_rows(&self, model: &str, version: Option<u64>) -> u32 {
         self.now().pack_rows(model, version)
+    }
+
+    /// The speed of the fastest worker, see [`Fleet::fastest`].
+    pub fn fastest(&self, model: &str) -> Option<f64> {
+        self.now().fastest(model)
     }
 
     fn now(&self) -> MutexGuard<'_, Fleet> {

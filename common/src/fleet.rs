@@ -68,6 +68,14 @@ pub struct ModelStatus {
     pub costs_us: Vec<(u32, u64)>,
 }
 
+impl ModelStatus {
+    /// Rows a second that its instances run in their largest batches, by what was learned.
+    pub fn rows_per_second(&self) -> Option<f64> {
+        let (rows, micros) = self.costs_us.last().filter(|(_, micros)| *micros > 0)?;
+        Some(f64::from(*rows) * 1e6 / *micros as f64 * self.instances.len() as f64)
+    }
+}
+
 /// One lane of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStatus {
@@ -161,6 +169,13 @@ impl Fleet {
             served.name == model && version.map_or(served.is_default, |version| served.version == version)
         });
         meant.map(|served| served.pack_rows.min(served.max_batch_size)).min().unwrap_or(1).max(1)
+    }
+
+    /// Rows a second of the fastest ready worker that serves the model's default version.
+    pub fn fastest(&self, model: &str) -> Option<f64> {
+        let served = self.workers().filter(|worker| worker.is_ready).flat_map(|worker| &worker.models);
+        let rates = served.filter(|served| served.name == model && served.is_default);
+        rates.filter_map(ModelStatus::rows_per_second).max_by(f64::total_cmp)
     }
 
     /// Whether a ready worker serves this version of the model.

@@ -148,10 +148,7 @@ impl Client {
             connector.clone(),
             "replies",
             Topology::reply(&config.topology, reply_key.as_str(), expires),
-            vec![Subscription {
-                queue: names.reply_queue(reply_key.as_str()).into(),
-                prefetch: config.requests.reply_prefetch,
-            }],
+            vec![Subscription::fixed(names.reply_queue(reply_key.as_str()), config.requests.reply_prefetch)],
             Arc::new(replies),
         );
         let packing = Arc::new(Packing::new(Duration::from_micros(config.requests.pack_linger_us)));

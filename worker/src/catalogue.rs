@@ -35,13 +35,19 @@ pub struct Stats {
     rows: AtomicU64,
     batches: AtomicU64,
     busy_us: AtomicU64,
-    rows_by_tier: Vec<AtomicU64>,
+    by_tier: Vec<Served>,
+}
+
+#[derive(Debug, Default)]
+struct Served {
+    requests: AtomicU64,
+    rows: AtomicU64,
 }
 
 impl Stats {
     /// Zeroes, for this many tiers.
     pub fn new(tiers: usize) -> Self {
-        Self { rows_by_tier: (0..tiers).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+        Self { by_tier: (0..tiers).map(|_| Served::default()).collect(), ..Self::default() }
     }
 
     /// Counts a finished run.
@@ -52,14 +58,20 @@ impl Stats {
         self.busy_us.fetch_add(busy, Ordering::Relaxed);
     }
 
-    /// Counts rows of a tier.
-    pub fn count_rows(&self, tier: usize, rows: u64) {
-        self.rows_by_tier[tier].fetch_add(rows, Ordering::Relaxed);
+    /// Counts a request of a tier.
+    pub fn count_request(&self, tier: usize, rows: u64) {
+        self.by_tier[tier].requests.fetch_add(1, Ordering::Relaxed);
+        self.by_tier[tier].rows.fetch_add(rows, Ordering::Relaxed);
     }
 
     /// Rows served of a tier.
     pub fn rows_of(&self, tier: usize) -> u64 {
-        self.rows_by_tier[tier].load(Ordering::Relaxed)
+        self.by_tier[tier].rows.load(Ordering::Relaxed)
+    }
+
+    /// Requests served of a tier.
+    pub fn requests_of(&self, tier: usize) -> u64 {
+        self.by_tier[tier].requests.load(Ordering::Relaxed)
     }
 }
 

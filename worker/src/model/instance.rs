@@ -102,7 +102,7 @@ impl Run<'_> {
         self.served.stats.count_run(total, busy);
         self.served.pickup.ran(batch.iter().map(|job| (job.tier, job.rows)), self.charged, busy);
         for job in batch {
-            self.served.stats.count_rows(job.tier, u64::from(job.rows));
+            self.served.stats.count_request(job.tier, u64::from(job.rows));
         }
         debug!(model = %self.served.model, rows = total, jobs = batch.len(), ?busy, "ran a batch");
         Ok(answers?)
