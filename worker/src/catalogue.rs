@@ -11,6 +11,7 @@ use crate::inbound::admission::Rules;
 use crate::job::Job;
 use crate::model::signature::Slot;
 use crate::schedule::pickup::Pickup;
+use crate::schedule::tier_set::TierSet;
 
 /// One version of a model, loaded.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct ServedVersion {
     pub pickup: Pickup<Job>,
     /// Execution provider of each instance.
     pub instances: Vec<String>,
+    /// The tiers that each serves.
+    pub serves: Vec<TierSet>,
     /// What it has done.
     pub stats: Stats,
 }

@@ -69,9 +69,9 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     let max_bytes = config.replies.max_in_flight_bytes;
     tasks.spawn(Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes).run(incoming));
     let mut instances = Vec::new();
-    for (served, backend) in loaded.backends {
+    for (served, serves, backend) in loaded.backends {
         let max_reply_bytes = config.limits.max_body_bytes;
-        instances.push(instance::spawn(backend, served, max_reply_bytes, settlements.clone())?);
+        instances.push(instance::spawn(backend, serves, served, max_reply_bytes, settlements.clone())?);
     }
     let (routes, subscriptions, mut tuned) = routes(&config, &loaded.catalogue, &names);
     let intake = Arc::new(Intake {
@@ -217,7 +217,7 @@ impl Tuned {
             extra: config.scheduling.prefetch_extra,
             wait_us: u64::from(config.scheduling.prefetch_wait_ms) * 1000,
         };
-        let tuner = Tuner::new(bounds, loads(catalogue, model));
+        let tuner = Tuner::new(bounds, loads(catalogue, model, tier));
         let (demand, following) = watch::channel(tuner.demand());
         let (catalogue, model) = (Arc::clone(catalogue), model.to_owned());
         (Self { catalogue, model, tier, tuner, served: (0, 0), demand }, following)
@@ -233,17 +233,19 @@ impl Tuned {
         let own = self.catalogue.find(&self.model, None);
         let own = own.and_then(|served| served.status(true).rows_per_second());
         let speeds = (own, directory.fastest(&self.model));
-        if let Some(demand) = self.tuner.look(loads(&self.catalogue, &self.model), lately, speeds) {
+        if let Some(demand) = self.tuner.look(loads(&self.catalogue, &self.model, self.tier), lately, speeds)
+        {
             // A worker without consumers is ending.
             let _ = self.demand.send(demand);
         }
     }
 }
 
-fn loads(catalogue: &Catalogue, model: &str) -> impl Iterator<Item = Load> {
-    catalogue
-        .versions(model)
-        .map(|served| Load { instances: served.instances.len() as u64, pace: served.pickup.pace() })
+fn loads(catalogue: &Catalogue, model: &str, tier: usize) -> impl Iterator<Item = Load> {
+    catalogue.versions(model).map(move |served| {
+        let instances = served.serves.iter().filter(|serves| serves.contains(tier)).count() as u64;
+        Load { instances, pace: served.pickup.pace() }
+    })
 }
 
 impl Worker {

@@ -132,7 +132,7 @@ mod tests {
             tuner.look(load(64, 300), (100, 6_400), (None, None));
         }
         let prefetch = tuner.demand().prefetch;
-        assert!((12..=18).contains(&prefetch), "{prefetch}");
+        assert!((12..=20).contains(&prefetch), "{prefetch}");
         assert_eq!(tuner.look(load(64, 310), (100, 6_400), (None, None)), None, "no change for little");
     }
 
