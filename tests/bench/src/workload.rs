@@ -115,7 +115,7 @@ pub(crate) struct Workload {
     pub(crate) model: Model,
     pub(crate) is_json: bool,
     pub(crate) queue_type: QueueKind,
-    /// Whether the client may join rows of different requests into one message.
+    /// Whether the client may join rows of different requests into one message, as it does by default.
     pub(crate) is_packed: bool,
 }
 
@@ -157,16 +157,4 @@ impl Workload {
         let request = Request::new(self.model.name()).tier(tier).input(self.tensor()?);
         Ok(if self.is_json { request.json() } else { request })
     }
-
-    /// Environment of a client that packs, or does not.
-    ///
-    /// A client library without row packing refuses the key as unknown, and sends nothing packed anyway.
-    pub(crate) fn client_environment(&self) -> Option<(&'static str, &'static str)> {
-        (has_packing() && !self.is_packed).then_some(("MILLRACE__REQUESTS__PACK_LINGER_US", "0"))
-    }
-}
-
-/// Whether the client library can pack rows.
-pub(crate) fn has_packing() -> bool {
-    millrace_producer::DEFAULTS.contains("pack_linger_us")
 }

@@ -29,7 +29,11 @@ pub(super) struct Library {
 
 impl Library {
     pub(super) async fn connect(spec: &Spec) -> Result<Self> {
-        let client = Client::connect(config(&spec.url, &spec.prefix, spec.queue_type())?).await?;
+        let mut config = config(&spec.url, &spec.prefix, spec.queue_type())?;
+        if !spec.workload.is_packed {
+            config.requests.pack_linger_us = 0;
+        }
+        let client = Client::connect(config).await?;
         let request = spec.workload.request(&spec.tier)?.deadline(spec.deadline);
         let burst = if let Arrivals::Burst { count } = spec.arrivals { count } else { usize::MAX };
         Ok(Self { client, request, taken: AtomicUsize::new(0), burst })

@@ -43,7 +43,7 @@ pub(crate) struct Outcome {
     pub(crate) counts: Counts,
     /// Results that came in the counted time, whenever they were asked for; the rate counts these.
     pub(crate) answers: u64,
-    /// Results in time for their deadline, counted from the intended send time.
+    /// Those of them in time for their deadline, counted from the intended send time.
     pub(crate) in_time: u64,
     /// Microseconds from the intended send time to the result, and how often.
     pub(crate) latencies_us: Vec<(u64, u64)>,

@@ -34,7 +34,7 @@ impl Generator {
         let file = directory.path().join("spec.json");
         std::fs::write(&file, serde_json::to_vec(&spec)?)?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("generate").arg(&file).envs(spec.workload.client_environment());
+        command.arg("generate").arg(&file);
         Ok(Self { process: Process::spawn(command)?, spec, _directory: directory })
     }
 

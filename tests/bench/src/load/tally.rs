@@ -70,6 +70,7 @@ impl Tally {
             && (self.is_burst || (self.start..self.end).contains(&now))
         {
             self.answers += 1;
+            self.in_time += u64::from(now - ended.intended <= self.deadline);
             self.model += model;
             self.batches += batch;
             self.last_answer = now;
@@ -97,7 +98,6 @@ impl Tally {
     fn served(&mut self, intended: Instant, now: Instant) {
         let latency = now - intended;
         self.counts.served += 1;
-        self.in_time += u64::from(latency <= self.deadline);
         self.latencies.saturating_record(micros(latency));
         let window = ((intended - self.start).as_micros() / WINDOW.as_micros()) as usize;
         if self.windows.len() <= window {

@@ -33,7 +33,8 @@ impl Section {
     /// An empty part, headed by where and how its figures came about.
     pub(crate) fn new(scenario: Scenario, context: &Context) -> Self {
         let options = &context.options;
-        let only = if options.only.is_empty() { String::new() } else { format!(" --only {}", options.only) };
+        let only =
+            if options.only.is_empty() { String::new() } else { format!(" --only '{}'", options.only) };
         let head = format!(
             "{}; RabbitMQ {}; commit {}; `cargo xtask bench -- {} --seconds {} --runs {}{only}`.",
             machine(),

@@ -31,8 +31,9 @@ struct Point {
 }
 
 pub(super) fn run(context: &Context) -> Result<Option<Section>> {
-    let cases = [Model::Tiny, Model::Mid, Model::Heavy].map(Workload::of);
-    let cases = context.selected(cases.to_vec(), Workload::name);
+    let single = [Model::Tiny, Model::Mid, Model::Heavy].map(Workload::of);
+    let packed = [Model::Tiny, Model::Mid].map(|model| Workload { is_packed: true, ..Workload::of(model) });
+    let cases = context.selected([&single[..], &packed].concat(), Workload::name);
     if cases.is_empty() {
         return Ok(None);
     }
@@ -108,7 +109,7 @@ fn figure(case: &Workload, runs: &[Measured]) -> Result<Figure> {
             .collect(),
     };
     Ok(Figure {
-        name: format!("latency-{}", case.model.name()),
+        name: format!("latency-{}{}", case.model.name(), if case.is_packed { "-packed" } else { "" }),
         caption: format!("Latency against offered load, {}", case.name()),
         svg: lines.svg()?,
     })

@@ -14,9 +14,13 @@ use crate::workload::{Model, Workload};
 
 /// With the default weights, and requests in flight for each worker: enough to keep every lane filled, the least weight offering
 /// the most.
-const TIERS: [(&str, f64, usize); 3] = [("premium", 8.0, 600), ("enterprise", 4.0, 800), ("free", 1.0, 1600)];
+const TIERS: [(&str, f64, usize); 3] = [("premium", 8.0, 500), ("enterprise", 4.0, 500), ("free", 1.0, 700)];
+/// Slow enough that lanes never run empty for want of deliveries.
+const MODEL: Model = Model::Light;
 const WORKERS: [usize; 3] = [1, 2, 4];
 const SETTLE: Duration = Duration::from_secs(2);
+/// Measured for so many times the benchmark's duration: a batch takes up to a tenth of a second.
+const LENGTH: u32 = 2;
 /// Whoever has the least share waits longest for its last request.
 const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -53,11 +57,11 @@ fn percent(share: f64) -> String {
 }
 
 fn measure(context: &Context, workers: usize) -> Result<Shares> {
-    let mut stack = Stack::new(context, "shares", Workload::of(Model::Mid))?;
+    let mut stack = Stack::new(context, "shares", Workload::of(MODEL))?;
     (0..workers).try_for_each(|_| stack.start_worker(&[]))?;
     let specs = TIERS.map(|(tier, _, in_flight)| {
         let mut spec = stack.spec(tier, Arrivals::Closed { in_flight: in_flight * workers });
-        (spec.warm_up, spec.deadline) = (SETTLE, DEADLINE);
+        (spec.warm_up, spec.duration, spec.deadline) = (SETTLE, context.duration() * LENGTH, DEADLINE);
         spec
     });
     let run = stack.run(specs.to_vec())?;

@@ -12,7 +12,7 @@ use crate::limits::raw_loop::Pace;
 use crate::load::Arrivals;
 use crate::report::{Section, Spread};
 use crate::stack::Stack;
-use crate::workload::{Model, Workload, has_packing};
+use crate::workload::{Model, Workload};
 
 const TIER: &str = "premium";
 /// The raw loop settles sooner than a fleet.
@@ -43,20 +43,19 @@ pub(super) struct Measured {
 fn cases() -> Vec<Workload> {
     let of = |model| Workload::of(model);
     let json = |model| Workload { is_json: true, ..of(model) };
-    let mut cases = vec![
+    let packed = |model| Workload { is_packed: true, ..of(model) };
+    vec![
         json(Model::Digits),
         of(Model::Digits),
         of(Model::Tiny),
         Workload { queue_type: QueueKind::Classic, ..of(Model::Tiny) },
         json(Model::Tiny),
+        packed(Model::Tiny),
         of(Model::Mid),
+        packed(Model::Mid),
         of(Model::Heavy),
         of(Model::MiniLm),
-    ];
-    if has_packing() {
-        cases.extend([Model::Tiny, Model::Mid].map(|model| Workload { is_packed: true, ..of(model) }));
-    }
-    cases
+    ]
 }
 
 pub(super) fn run(context: &Context) -> Result<Option<Section>> {
