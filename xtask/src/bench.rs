@@ -13,7 +13,7 @@ use crate::workspace;
 /// Builds in release mode, starts a private broker, and runs scenarios: `throughput`, `latency`, `flood`, `shares`, `unequal`,
 /// `scaling`, `tenants`, `cost`; all of them if none is named. Every case runs several times over, in turn, so that a noisy
 /// minute hits all alike. Prints tables; `--write` puts them and their plots into docs/benchmarks. Keep the machine quiet
-/// meanwhile: everything with the default settings takes about two hours.
+/// meanwhile: everything with the default settings takes about an hour and a half.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

@@ -155,8 +155,14 @@ impl<'a> Stack<'a> {
             memory_mib[1] = memory_mib[1].max(broker.memory_mib()?);
         }
         let (mut cpu, seconds) = (meter.stop(), started.elapsed().as_secs_f64());
+        let is_open: Vec<bool> =
+            clients.iter().map(|client| matches!(client.spec().arrivals, Arrivals::Poisson { .. })).collect();
         let outcomes = clients.into_iter().map(Generator::finish).collect::<Result<Vec<_>>>()?;
-        outcomes.iter().for_each(warn_of_lag);
+        outcomes
+            .iter()
+            .zip(is_open)
+            .filter(|(_, is_open)| *is_open)
+            .for_each(|(outcome, _)| warn_of_lag(outcome));
         let broker_cpu = cpu.pop().unwrap_or_default();
         let worker_cpu = cpu.drain(outcomes.len()..).sum();
         Ok(Run { outcomes, client_cpu: cpu, worker_cpu, broker_cpu, seconds, memory_mib })

@@ -138,8 +138,8 @@ impl Workload {
             Model::MiniLm => 64,
             _ => 512,
         };
-        // A message holds up to 64 rows: as many messages as there are single-row ones would be too few to fill.
-        if self.is_packed { most * 16 } else { most }
+        // 64 messages of 64 rows.
+        if self.is_packed { most * 8 } else { most }
     }
 
     /// The input of a request of one row.

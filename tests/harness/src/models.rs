@@ -232,7 +232,16 @@ mod tests {
             "FP32", "FP64", "BYTES",
         ];
         let mut models: Vec<_> = datatypes.iter().map(|datatype| identity(datatype).unwrap()).collect();
-        models.extend([scale(2.0), unbatched(), mlp(MLP_TINY), heavy(), light(), slow(10), failing()]);
+        models.extend([
+            scale(2.0),
+            unbatched(),
+            mlp(MLP_TINY),
+            heavy(),
+            light(),
+            encoder(),
+            slow(10),
+            failing(),
+        ]);
         models
     }
 

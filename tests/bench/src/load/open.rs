@@ -33,6 +33,7 @@ pub(super) async fn run(
             group = due.recv(), if !is_over => match group {
                 None => is_over = true,
                 Some(group) => for intended in group {
+                    tally.offer(intended);
                     if open.len() < MAX_OPEN {
                         open.push(sender.send(intended));
                     } else {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Longest latency told apart: an hour, in microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
 
-/// Requests by fate. Every request that was meant to be sent is in one of them.
+/// Requests by fate; `offered` counts them all, before anything is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) offered: u64,

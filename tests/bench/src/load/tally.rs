@@ -64,6 +64,11 @@ impl Tally {
         self.end
     }
 
+    /// A request is meant to be sent at this time; [`Tally::add`] must hear of its end.
+    pub(super) fn offer(&mut self, intended: Instant) {
+        self.counts.offered += u64::from((self.start..self.end).contains(&intended));
+    }
+
     pub(super) fn add(&mut self, ended: Ended) {
         let now = Instant::now();
         if let Fate::Served { model, batch } = ended.fate
@@ -78,7 +83,6 @@ impl Tally {
         if !(self.start..self.end).contains(&ended.intended) {
             return;
         }
-        self.counts.offered += 1;
         if !matches!(ended.fate, Fate::Unsent) {
             self.lags.saturating_record(micros(ended.sent.saturating_duration_since(ended.intended)));
         }

@@ -1,10 +1,10 @@
 //! Bars in groups or stacks.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::{GREY, SIZE, colour, label, text};
+use super::{GREY, SIZE, colour, failed, label, text};
 
 /// How the bars of one group lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,11 +87,6 @@ impl Bars<'_> {
             }
         })
     }
-}
-
-/// The plotting library's errors borrow the drawing.
-fn failed(error: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("cannot draw: {error}")
 }
 
 #[cfg(test)]

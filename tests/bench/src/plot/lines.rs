@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
-use super::{GREY, SIZE, colour, label, text};
+use super::{GREY, SIZE, colour, failed, label, text};
 
 /// How the vertical axis grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,7 @@ pub(crate) enum Scale {
 }
 
 /// One line.
+#[derive(Clone)]
 pub(crate) struct Series {
     pub(crate) name: String,
     pub(crate) points: Vec<(f64, f64)>,
@@ -86,30 +87,17 @@ fn bounds(values: impl Iterator<Item = f64>) -> Range<f64> {
     if least < most { least..most } else { 0.9 * least.min(1e9)..1.1 * most.max(1e-9) }
 }
 
-/// The plotting library's errors borrow the drawing.
-fn failed(error: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("cannot draw: {error}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn axes_and_lines_are_named_and_nothing_lies_behind_them() {
-        let series =
-            vec![Series { name: "p99".to_owned(), points: vec![(10.0, 1.5), (50.0, 20.0), (120.0, 900.0)] }];
+        let points = vec![(10.0, 1.5), (50.0, 20.0), (120.0, 900.0)];
+        let series = vec![Series { name: "p99".to_owned(), points }];
         for scale in [Scale::Linear, Scale::Logarithmic] {
-            let plot = Lines {
-                x: "offered load (%)",
-                y: "latency (ms)",
-                scale,
-                series: series
-                    .iter()
-                    .map(|s| Series { name: s.name.clone(), points: s.points.clone() })
-                    .collect(),
-            };
-            let svg = plot.svg().unwrap();
+            let series = series.clone();
+            let svg = Lines { x: "offered load (%)", y: "latency (ms)", scale, series }.svg().unwrap();
             for part in ["offered load (%)", "latency (ms)", "p99", "<polyline"] {
                 assert!(svg.contains(part), "{part}: {svg}");
             }

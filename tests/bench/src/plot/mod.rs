@@ -11,7 +11,8 @@ pub(crate) use lines::{Lines, Scale, Series};
 const SIZE: (u32, u32) = (760, 380);
 const GREY: RGBColor = RGBColor(0x80, 0x80, 0x80);
 const FONT: &str = "sans-serif";
-const FONT_SIZE: u32 = 13;
+/// As the plotting library counts; about 13 pixels.
+const FONT_SIZE: u32 = 16;
 
 /// Colours that people with colour-blindness tell apart, on white and on black (after Okabe and Ito, 2008).
 const COLOURS: [RGBColor; 6] = [
@@ -38,4 +39,9 @@ fn label(value: f64) -> String {
         size if size >= 10.0 || size == 0.0 => format!("{value:.0}"),
         _ => format!("{}", (value * 1000.0).round() / 1000.0),
     }
+}
+
+/// The plotting library's errors borrow the drawing.
+fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow::anyhow!("cannot draw: {error}")
 }

@@ -10,6 +10,7 @@ use crate::load::{Counts, Outcome, Window};
 use crate::plot::{Lines, Scale, Series};
 use crate::report::{Figure, Section, Spread, cores};
 
+type Of = fn(&Measured) -> &Outcome;
 type Column = (&'static str, fn(&[Measured]) -> String);
 
 const LATENCY: [Column; 6] = [
@@ -20,8 +21,7 @@ const LATENCY: [Column; 6] = [
     }),
     ("free p50 / p99 ms", |runs| both(runs, |run| &run.free)),
     ("generators' lag p99 ms: premium, free", |runs| {
-        let lag =
-            |outcome: fn(&Measured) -> &Outcome| Spread::of(runs, |run| outcome(run).lag_ms(0.99)).text(1);
+        let lag = |outcome: Of| Spread::of(runs, |run| outcome(run).lag_ms(0.99)).text(1);
         format!("{}, {}", lag(|run| &run.premium), lag(|run| &run.free))
     }),
     ("broker memory MiB: before, most", |runs| {
@@ -89,7 +89,7 @@ pub(super) fn section(context: &Context, cases: &[Case], results: &[Vec<Measured
     Ok(section)
 }
 
-fn both(runs: &[Measured], outcome: fn(&Measured) -> &Outcome) -> String {
+fn both(runs: &[Measured], outcome: Of) -> String {
     let quantile = |quantile: f64| Spread::of(runs, |run| outcome(run).latency_ms(quantile)).text(1);
     format!("{} / {}", quantile(0.5), quantile(0.99))
 }
@@ -106,9 +106,8 @@ fn refusing(run: &Measured) -> f64 {
 }
 
 fn fates(case: &Case, runs: &[Measured]) -> Vec<Vec<String>> {
-    let tiers: [(&str, fn(&Measured) -> &Outcome); 2] =
-        [("premium", |run| &run.premium), ("free", |run| &run.free)];
-    let row = |(tier, outcome): (&str, fn(&Measured) -> &Outcome)| {
+    let tiers: [(&str, Of); 2] = [("premium", |run| &run.premium), ("free", |run| &run.free)];
+    let row = |(tier, outcome): (&str, Of)| {
         let sum =
             |count: &dyn Fn(&Counts) -> u64| runs.iter().map(|run| count(&outcome(run).counts)).sum::<u64>();
         let counts = [
