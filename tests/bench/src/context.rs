@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use millrace_harness::broker::{Broker, BrokerOptions};
 use millrace_harness::setup;
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::cli::Options;
@@ -27,6 +28,11 @@ impl Context {
         Ok(Self { broker, library, runtime, options, raw: OnceCell::new() })
     }
 
+    /// A folder that is gone with the broker's, even if this process is killed.
+    pub(crate) fn scratch(&self) -> Result<TempDir> {
+        Ok(tempfile::tempdir_in(self.broker.directory())?)
+    }
+
     /// Length of one measurement.
     pub(crate) fn duration(&self) -> Duration {
         Duration::from_secs(self.options.seconds)
@@ -35,7 +41,7 @@ impl Context {
     /// ONNX Runtime in this process, loaded when first asked for.
     pub(crate) fn raw(&self) -> Result<&RawLoop> {
         if self.raw.get().is_none() {
-            let _ = self.raw.set(RawLoop::load(&self.library)?);
+            let _ = self.raw.set(RawLoop::load(&self.library, self.scratch()?)?);
         }
         Ok(self.raw.get().expect("set above"))
     }

@@ -51,7 +51,7 @@ pub(crate) struct Run {
 impl<'a> Stack<'a> {
     /// Broker names of its own and the workload's model; no worker yet.
     pub(crate) fn new(context: &'a Context, scenario: &str, workload: Workload) -> Result<Self> {
-        let repository = tempfile::tempdir()?;
+        let repository = context.scratch()?;
         workload.model.write(repository.path())?;
         models::write_config(repository.path(), workload.model.name(), "[[instance_group]]\ncount = 1\n")?;
         let prefix = format!("bench-{scenario}-{}", workload.name().replace(' ', "-"));
@@ -137,7 +137,8 @@ impl<'a> Stack<'a> {
 
     /// Runs clients side by side, and watches what all processes take.
     pub(crate) fn run(&self, specs: Vec<Spec>) -> Result<Run> {
-        let mut clients = specs.into_iter().map(Generator::spawn).collect::<Result<Vec<_>>>()?;
+        let spawn = |spec| Generator::spawn(spec, self.context.scratch()?);
+        let mut clients = specs.into_iter().map(spawn).collect::<Result<Vec<_>>>()?;
         clients.iter_mut().try_for_each(Generator::ready)?;
         let broker = &self.context.broker;
         let mut memory_mib = [broker.memory_mib()?; 2];

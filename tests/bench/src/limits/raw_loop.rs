@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use ort::environment::Environment;
 use ort::session::Session;
 use ort::value::TensorRef;
+use tempfile::TempDir;
 
 use crate::cpu;
 use crate::workload::{Model, Values};
@@ -14,6 +15,8 @@ use crate::workload::{Model, Values};
 /// The library, loaded once.
 pub(crate) struct RawLoop {
     environment: Environment,
+    /// For its models.
+    repository: TempDir,
 }
 
 /// What a raw loop does at one batch size.
@@ -27,9 +30,9 @@ pub(crate) struct Pace {
 }
 
 impl RawLoop {
-    pub(crate) fn load(library: &Path) -> Result<Self> {
+    pub(crate) fn load(library: &Path, repository: TempDir) -> Result<Self> {
         let environment = ort::init_from(library)?.with_name("raw").with_telemetry(false).build()?;
-        Ok(Self { environment })
+        Ok(Self { environment, repository })
     }
 
     /// The best of the model's batch sizes, one thread, `duration` in all.
@@ -49,8 +52,7 @@ impl RawLoop {
     }
 
     fn session(&self, model: Model) -> Result<Session> {
-        let directory = tempfile::tempdir()?;
-        let file = model.write(directory.path())?;
+        let file = model.write(self.repository.path())?;
         Ok(Session::builder(&self.environment)
             .and_then(|builder| Ok(builder.with_intra_threads(1)?))
             .and_then(|builder| Ok(builder.with_intra_op_spinning(false)?))

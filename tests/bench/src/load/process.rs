@@ -27,9 +27,8 @@ pub(crate) struct Generator {
 }
 
 impl Generator {
-    /// Starts it; it connects and waits for [`Generator::go`].
-    pub(crate) fn spawn(mut spec: Spec) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
+    /// Starts it; it connects and waits for [`Generator::go`]. The directory is for what it is told.
+    pub(crate) fn spawn(mut spec: Spec, directory: TempDir) -> Result<Self> {
         spec.go = directory.path().join("go");
         let file = directory.path().join("spec.json");
         std::fs::write(&file, serde_json::to_vec(&spec)?)?;

@@ -87,8 +87,8 @@ fn measure(context: &Context, case: Workload) -> Result<Measured> {
         let url = spec.url.replace("guest:guest@", &format!("{user}:{PASSWORD}@"));
         Spec { url, warm_up: Duration::ZERO, deadline: DEADLINE, ..spec }
     };
-    let mut first = Generator::spawn(spec(USERS[0], FIRST))?;
-    let mut second = Generator::spawn(spec(USERS[1], SECOND))?;
+    let mut first = Generator::spawn(spec(USERS[0], FIRST), context.scratch()?)?;
+    let mut second = Generator::spawn(spec(USERS[1], SECOND), context.scratch()?)?;
     first.ready()?;
     second.ready()?;
     let signal = |signal| stack.workers.iter().for_each(|worker| worker.signal(signal));
