@@ -19,6 +19,8 @@ use crate::load::{Arrivals, ClientKind, Generator, Outcome, Spec, config};
 use crate::slow::Slowed;
 use crate::workload::Workload;
 
+/// A model's configuration: a thread for each worker, as the raw loop has one.
+const ONE_INSTANCE: &str = "[[instance_group]]\ncount = 1\n";
 const READY: Duration = Duration::from_secs(60);
 /// Ahead of the common start: clients look for the word every few milliseconds.
 const HEAD_START: Duration = Duration::from_millis(100);
@@ -53,9 +55,16 @@ impl<'a> Stack<'a> {
     pub(crate) fn new(context: &'a Context, scenario: &str, workload: Workload) -> Result<Self> {
         let repository = context.scratch()?;
         workload.model.write(repository.path())?;
-        models::write_config(repository.path(), workload.model.name(), "[[instance_group]]\ncount = 1\n")?;
+        models::write_config(repository.path(), workload.model.name(), ONE_INSTANCE)?;
         let prefix = format!("bench-{scenario}-{}", workload.name().replace(' ', "-"));
         Ok(Self { context, workload, prefix, repository, policy: None, workers: Vec::new() })
+    }
+
+    /// Gives the tier an instance that serves nothing else, beside the one for all; for workers started from now on.
+    pub(crate) fn reserve_instance(&self, tier: &str) -> Result<()> {
+        let config = format!("{ONE_INSTANCE}\n{ONE_INSTANCE}tiers = [\"{tier}\"]\n");
+        models::write_config(self.repository.path(), self.workload.model.name(), &config)?;
+        Ok(())
     }
 
     /// Starts a worker with more environment of its own, and waits until it consumes.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use millrace_common::amqp::connection::Connector;
 use millrace_common::amqp::topology::{Topology, apply};
 
-use super::{Calm, Case, Measured};
+use super::{Calm, Case, MODEL, Measured};
 use crate::context::Context;
 use crate::load::{Arrivals, ClientKind, Spec};
 use crate::stack::Stack;
@@ -30,23 +30,30 @@ pub(super) fn queue_length(capacity: f64) -> u64 {
     (capacity * QUEUE_TIME.as_secs_f64()).clamp(QUEUE_LENGTH.0, QUEUE_LENGTH.1) as u64
 }
 
-/// Capacity, and premium's latency at its own rate alone.
-pub(super) fn calm(context: &Context, workload: Workload, run: u64, has_raw: bool) -> Result<Calm> {
-    let mut stack = Stack::new(context, "flood", workload)?;
+/// A worker as the case wants it.
+fn stack<'a>(context: &'a Context, case: Case) -> Result<Stack<'a>> {
+    let mut stack = Stack::new(context, "flood", Workload::of(MODEL))?;
+    if case.is_reserved {
+        stack.reserve_instance("premium")?;
+    }
     stack.start_worker(&[])?;
+    Ok(stack)
+}
+
+/// Capacity, and premium's latency at its own rate alone.
+pub(super) fn calm(context: &Context, case: Case, run: u64) -> Result<Calm> {
+    let stack = stack(context, case)?;
     let capacity = stack.capacity()?;
     let mut spec = premium(&stack, capacity, run);
     spec.duration = context.duration() * 2;
     let premium = stack.run(vec![spec])?.outcomes.remove(0).checked()?;
     stack.stop()?;
-    let refusal_us = if has_raw { Some(refusal(context, workload)?) } else { None };
     eprintln!(
-        "  capacity {capacity:.0}/s, premium alone p50 / p99 {:.1} / {:.1} ms, a refusal {:.0} µs",
+        "  capacity {capacity:.0}/s, premium alone p50 / p99 {:.1} / {:.1} ms",
         premium.latency_ms(0.5),
         premium.latency_ms(0.99),
-        refusal_us.unwrap_or(f64::NAN)
     );
-    Ok(Calm { capacity, premium, refusal_us })
+    Ok(Calm { capacity, premium })
 }
 
 fn premium(stack: &Stack<'_>, capacity: f64, run: u64) -> Spec {
@@ -56,15 +63,8 @@ fn premium(stack: &Stack<'_>, capacity: f64, run: u64) -> Spec {
 }
 
 /// Both tiers for the whole length; the first second counts too, since the onset is what hurts.
-pub(super) fn flood(
-    context: &Context,
-    workload: Workload,
-    case: Case,
-    calm: &Calm,
-    run: u64,
-) -> Result<Measured> {
-    let mut stack = Stack::new(context, "flood", workload)?;
-    stack.start_worker(&[])?;
+pub(super) fn flood(context: &Context, case: Case, calm: &Calm, run: u64) -> Result<Measured> {
+    let mut stack = stack(context, case)?;
     stack.limit_queues(queue_length(calm.capacity))?;
     let mut premium = premium(&stack, calm.capacity, run + 1000);
     let mut free = Spec { tier: "free".to_owned(), client: case.client, ..premium.clone() };
@@ -91,7 +91,7 @@ pub(super) fn flood(
     let cpu = [run.client_cpu[0], run.client_cpu[1], run.worker_cpu, run.broker_cpu];
     Ok(Measured {
         calm: calm.clone(),
-        is_raw: case.client == ClientKind::Raw,
+        refusal_us: None,
         premium,
         free,
         cores: cpu.map(|cpu| cpu.as_secs_f64() / run.seconds),
@@ -100,7 +100,8 @@ pub(super) fn flood(
 }
 
 /// CPU microseconds of a refused publish, client and broker: into a queue that is full and that nobody reads.
-fn refusal(context: &Context, workload: Workload) -> Result<f64> {
+pub(super) fn refusal(context: &Context) -> Result<f64> {
+    let workload = Workload::of(MODEL);
     let mut stack = Stack::new(context, "refusal", workload)?;
     let config = stack.config()?;
     let mut topology = Topology::shared(&config.topology);

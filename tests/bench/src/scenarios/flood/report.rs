@@ -101,8 +101,8 @@ fn served(run: &Measured) -> f64 {
 /// Refused publishes a second times the cost of one, of all cores. Library clients' gates refuse most without a publish: none of
 /// their refusals is counted.
 fn refusing(run: &Measured) -> f64 {
-    let publishes = if run.is_raw { run.free.counts.refused as f64 / run.free.seconds } else { 0.0 };
-    publishes * run.calm.refusal_us.unwrap_or(0.0) / 1e6 / cores() as f64
+    let refused = run.free.counts.refused as f64 / run.free.seconds;
+    run.refusal_us.map_or(0.0, |refusal_us| refused * refusal_us / 1e6 / cores() as f64)
 }
 
 fn fates(case: &Case, runs: &[Measured]) -> Vec<Vec<String>> {
