@@ -8,19 +8,22 @@ use millrace_harness::{process, setup};
 
 use crate::workspace;
 
-/// Measure throughput beside its limits: the raw AMQP echo and the raw ONNX Runtime loop
+/// Measure a real fleet beside its limits: throughput, latency, floods, shares, scaling, cost
 ///
-/// Builds in release mode, starts a private broker, and runs every scenario in turn, several times over, so that a noisy minute
-/// hits all alike. Prints a table; `--write` puts it into docs/benchmarks.md. Keep the machine quiet meanwhile.
+/// Builds in release mode, starts a private broker, and runs scenarios: `throughput`, `latency`, `flood`, `shares`, `unequal`,
+/// `scaling`, `tenants`, `cost`; all of them if none is named. Every case runs several times over, in turn, so that a noisy
+/// minute hits all alike. Prints tables; `--write` puts them and their plots into docs/benchmarks. Keep the machine quiet
+/// meanwhile: everything with the default settings takes about an hour and a half.
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  cargo xtask bench                                   all scenarios, 5 runs of 5 s\n  \
-                  cargo xtask bench -- --only tiny --runs 3           some of them\n  \
-                  cargo xtask bench -- --write                        and put the table into docs/benchmarks.md"
-)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench -- --help                         what each scenario measures, and every option
+  cargo xtask bench throughput --only tiny --runs 3   some cases of one scenario
+  cargo xtask bench latency flood --write             two scenarios, tables and plots into docs
+  cargo xtask bench                                   all scenarios, 5 runs of 5 s")]
 pub(crate) struct Arguments {
-    /// Passed on to the benchmark: --seconds, --runs, --only, --write
-    #[arg(last = true)]
+    /// Scenarios and options: --seconds, --runs, --only, --write
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "SCENARIO|OPTION")]
     arguments: Vec<String>,
 }
 
