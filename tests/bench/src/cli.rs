@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
     after_help = AFTER_HELP
 )]
 pub(crate) struct Arguments {
-    /// What to measure, in this order; all by default
+    /// What to measure, in this order; all but `memory` by default
     #[arg(value_enum, value_name = "SCENARIO")]
     pub(crate) scenarios: Vec<Scenario>,
 
@@ -73,6 +73,8 @@ pub(crate) enum Scenario {
     Tenants,
     /// CPU time of a request by process beside its limit
     Cost,
+    /// The worker's memory over half an hour of mixed shapes; only when named
+    Memory,
 }
 
 impl Scenario {
@@ -86,6 +88,7 @@ impl Scenario {
             Self::Scaling => "scaling",
             Self::Tenants => "tenants",
             Self::Cost => "cost",
+            Self::Memory => "memory",
         }
     }
 }

@@ -31,11 +31,11 @@ fn main() -> Result<()> {
         None => {}
     }
     let context = Context::new(runtime, arguments.options)?;
-    let wanted = match arguments.scenarios.as_slice() {
-        [] => Scenario::value_variants(),
-        named => named,
+    let wanted = match arguments.scenarios {
+        named if !named.is_empty() => named,
+        _ => Scenario::value_variants().iter().copied().filter(|it| *it != Scenario::Memory).collect(),
     };
-    for &scenario in wanted {
+    for scenario in wanted {
         let Some(section) = scenarios::run(scenario, &context)? else {
             eprintln!("{}: no case contains `{}`", scenario.name(), context.options.only);
             continue;

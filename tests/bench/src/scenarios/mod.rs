@@ -3,6 +3,7 @@
 mod cost;
 mod flood;
 mod latency;
+mod memory;
 mod scaling;
 mod shares;
 mod tenants;
@@ -26,5 +27,6 @@ pub(crate) fn run(scenario: Scenario, context: &Context) -> Result<Option<Sectio
         Scenario::Scaling => scaling::run(context),
         Scenario::Tenants => tenants::run(context),
         Scenario::Cost => cost::run(context),
+        Scenario::Memory => memory::run(context),
     }
 }
