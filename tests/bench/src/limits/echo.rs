@@ -32,11 +32,13 @@ const TEMPLATE_QUEUE: &str = "echo.template";
 /// Acknowledge at least after this many deliveries.
 const ACK_EVERY: u64 = 32;
 
-/// Round trips a second, and CPU microseconds of each over all processes.
+/// What round trips took.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Echo {
+    /// A second.
     pub(crate) rate: f64,
-    pub(crate) cpu_us: f64,
+    /// CPU microseconds of each: this end, the other end, the broker.
+    pub(crate) cpu_us: [f64; 3],
 }
 
 /// What the echo's messages carry beside the fleet's bodies.
@@ -194,9 +196,10 @@ pub(crate) async fn measure(
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    let cpu: Duration = meter.stop().iter().sum();
+    let cpu = meter.stop();
     server.kill()?;
-    Ok(Echo { rate: count as f64 / seconds, cpu_us: cpu.as_secs_f64() * 1e6 / count.max(1) as f64 })
+    let cpu_us = [cpu[0], cpu[1], cpu[2]].map(|cpu| cpu.as_secs_f64() * 1e6 / count.max(1) as f64);
+    Ok(Echo { rate: count as f64 / seconds, cpu_us })
 }
 
 /// Queues with the arguments that the fleet's have; returns the names of those for requests and for replies.

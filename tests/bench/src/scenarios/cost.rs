@@ -23,8 +23,9 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         "worker µs",
         "broker µs",
         "all µs",
-        "limit: bare echo + raw model at the same batch µs",
+        "limit: echo of the same messages + raw model at the same batch µs",
         "of limit",
+        "of the limit with the bare echo",
         "batch",
         "model µs a row: fleet (wall) / raw (CPU)",
     ];
@@ -40,12 +41,13 @@ fn total(run: &Measured) -> f64 {
 }
 
 fn limit(run: &Measured) -> f64 {
-    run.bare.cpu_us + run.alike.cpu_us
+    run.same.cpu_us.iter().sum::<f64>() + run.alike.cpu_us
 }
 
 fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {
     let spread = |value: &dyn Fn(&Measured) -> f64| Spread::of(runs, value);
-    let limits = spread(&|run| run.bare.cpu_us).median;
+    let limits = spread(&|run| run.same.cpu_us.iter().sum()).median;
+    let bare = spread(&|run| total(run) / (run.bare.cpu_us.iter().sum::<f64>() + run.alike.cpu_us));
     let model = spread(&|run| run.alike.cpu_us).median;
     vec![
         case.name(),
@@ -55,6 +57,7 @@ fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {
         spread(&total).text(0),
         format!("{limits:.0} + {model:.0} = {:.0}", spread(&limit).median),
         spread(&|run| total(run) / limit(run)).ratio(),
+        bare.ratio(),
         format!("{:.1}", spread(&|run| run.batch).median),
         format!("{:.0} / {model:.0}", spread(&|run| run.model_us).median),
     ]
@@ -64,11 +67,12 @@ fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {
 fn figure(model: Model, runs: &[Measured]) -> Result<Figure> {
     let median = |value: &dyn Fn(&Measured) -> f64| Spread::of(runs, value).median;
     let fleet: Vec<f64> = (0..3).map(|part| median(&|run| run.cpu_us[part])).collect();
-    let limit = vec![0.0, 0.0, 0.0, median(&|run| run.bare.cpu_us), median(&|run| run.alike.cpu_us)];
+    let mut limit: Vec<f64> = (0..3).map(|part| median(&|run| run.same.cpu_us[part])).collect();
+    limit.push(median(&|run| run.alike.cpu_us));
     let bars = Bars {
         y: "CPU time of a request (µs)",
         layout: Layout::Stacked,
-        parts: &["client", "worker", "broker", "raw echo, all", "raw model"],
+        parts: &["client or echo's one end", "worker or its other end", "broker", "raw model"],
         groups: vec![("fleet".to_owned(), fleet), ("limit".to_owned(), limit)],
     };
     Ok(Figure {

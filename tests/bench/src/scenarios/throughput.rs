@@ -77,7 +77,9 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         "of loop",
         "mean batch",
         "p50 / p99 ms",
-        "CPU µs a request: client + worker + broker (bare echo, same echo: all)",
+        "CPU µs a request: client + worker + broker",
+        "of the bare echo: both ends, broker",
+        "of the same echo",
     ];
     section.table(&columns, cases.iter().zip(&results).map(|(case, runs)| row(case, runs)).collect());
     Ok(Some(section))
@@ -85,7 +87,11 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
 
 fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {
     let spread = |value: &dyn Fn(&Measured) -> f64| Spread::of(runs, value);
-    let cpu: Vec<f64> = (0..3).map(|part| spread(&|run| run.cpu_us[part]).median).collect();
+    let parts = |cpu_us: &dyn Fn(&Measured) -> [f64; 3]| {
+        let part = |part: usize| spread(&|run| cpu_us(run)[part]).median;
+        let all = spread(&|run| cpu_us(run).iter().sum()).median;
+        format!("{:.0} + {:.0} + {:.0} = {all:.0}", part(0), part(1), part(2))
+    };
     vec![
         case.name(),
         spread(&|run| run.rate).text(0),
@@ -101,15 +107,9 @@ fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {
         spread(&|run| run.rate / run.best.rows).ratio(),
         format!("{:.1}", spread(&|run| run.batch).median),
         format!("{:.1} / {:.1}", spread(&|run| run.p50_ms).median, spread(&|run| run.p99_ms).median),
-        format!(
-            "{:.0} + {:.0} + {:.0} = {:.0} ({:.0}, {:.0})",
-            cpu[0],
-            cpu[1],
-            cpu[2],
-            cpu.iter().sum::<f64>(),
-            spread(&|run| run.bare.cpu_us).median,
-            spread(&|run| run.same.cpu_us).median,
-        ),
+        parts(&|run| run.cpu_us),
+        parts(&|run| run.bare.cpu_us),
+        parts(&|run| run.same.cpu_us),
     ]
 }
 
