@@ -213,7 +213,7 @@ impl Client {
         let (place, mut replied) = self.inner.pending.wait_for(outgoing.id.clone());
         let mut early = None;
         tokio::select! {
-            published = self.publish(&outgoing, is_probe, deadline) => published?,
+            published = self.publish(&outgoing, is_probe, (deadline, budget)) => published?,
             // The reply can overtake the confirm; it proves that the request was taken.
             Ok(reply) = &mut replied => {
                 self.taken(&outgoing.routing_key, is_probe);
@@ -254,6 +254,12 @@ impl Client {
         }
     }
 
+    /// How long the gate holds requests of this key back.
+    fn pause(&self, routing_key: &str) -> Option<Duration> {
+        let gate = self.gate();
+        if gate.is_open() { None } else { gate.pause(routing_key, Instant::now().into_std()) }
+    }
+
     /// The queue took a request. Only a probe tells that it has room again: others were sent before it was full.
     fn taken(&self, routing_key: &str, is_probe: bool) {
         if is_probe {
@@ -266,16 +272,28 @@ impl Client {
         self.inner.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn publish(&self, outgoing: &Outgoing, is_probe: bool, deadline: Instant) -> Result<(), Error> {
+    async fn publish(
+        &self,
+        outgoing: &Outgoing,
+        is_probe: bool,
+        (deadline, budget): (Instant, Duration),
+    ) -> Result<(), Error> {
         let inner = &*self.inner;
         let mut last = String::new();
         loop {
-            let publishing = inner.publisher.publish(outgoing.message(
-                &inner.request_exchange,
-                &inner.reply_key,
-                deadline,
-            ));
-            match tokio::time::timeout_at(deadline, publishing).await {
+            let room = tokio::time::timeout_at(deadline, inner.publisher.room(outgoing.bytes())).await;
+            let Ok(room) = room else {
+                return Err(match last.is_empty() {
+                    true => Error::DeadlineExceeded { budget },
+                    false => Error::UnknownOutcome { reason: format!("not sent again in time ({last})") },
+                });
+            };
+            // Whoever waited for room may find the gate closed by those before it.
+            if let Some(pause) = self.pause(&outgoing.routing_key).filter(|_| !is_probe && last.is_empty()) {
+                return Err(full(&outgoing.routing_key, pause));
+            }
+            let message = outgoing.message(&inner.request_exchange, &inner.reply_key, deadline);
+            match tokio::time::timeout_at(deadline, room.publish(message).outcome()).await {
                 Err(_) => {
                     let last = if last.is_empty() { "no answer from the broker" } else { &last };
                     let reason = format!("no confirm before the deadline ({last})");

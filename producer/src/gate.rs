@@ -39,6 +39,12 @@ impl Gate {
         Ok(())
     }
 
+    /// The pause left, while there is one.
+    pub(crate) fn pause(&self, key: &str, now: Instant) -> Option<Duration> {
+        let left = self.closed.get(key)?.until.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
     /// The broker refused a request. `jitter`, from 0 to 1, keeps clients from probing all at once. Returns the pause.
     ///
     /// Refusals of what was on its way when the gate closed say nothing new.

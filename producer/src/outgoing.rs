@@ -48,6 +48,11 @@ impl Outgoing {
         })
     }
 
+    /// Of its body.
+    pub(crate) fn bytes(&self) -> usize {
+        self.body.bytes.len()
+    }
+
     /// The message as published now, with what is left of the time until the deadline.
     pub(crate) fn message(&self, exchange: &Arc<str>, reply_key: &ReplyKey, deadline: Instant) -> Message {
         let budget = deadline.saturating_duration_since(Instant::now());

@@ -104,9 +104,12 @@ impl Default for PublisherOptions {
 
 /// How often an idle publisher looks whether its connection still stands.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Messages handed over and not yet sent, at most: those that wait longer wait for their room.
+const HANDED_OVER: usize = 128;
 /// Bodies are accounted in pieces of this many bytes, since semaphores count to `u32` only.
 const BUDGET_UNIT: usize = 1024;
 
+#[derive(Debug)]
 struct Outgoing {
     message: Message,
     outcome: oneshot::Sender<Outcome>,
@@ -122,6 +125,26 @@ pub struct Publisher {
     budget_units: u32,
     options: PublisherOptions,
     state: watch::Receiver<LinkState>,
+}
+
+/// Room for one message.
+#[derive(Debug)]
+pub struct Room<'a> {
+    place: Option<mpsc::Permit<'a, Outgoing>>,
+    budget: OwnedSemaphorePermit,
+    timeout: Duration,
+}
+
+impl Room<'_> {
+    /// Hands a message over. Those of one caller keep their order.
+    pub fn publish(self, message: Message) -> Receipt {
+        let (sender, outcome) = oneshot::channel();
+        match self.place {
+            Some(place) => place.send(Outgoing { message, outcome: sender, budget: self.budget }),
+            None => drop(sender.send(Outcome::NotSent("the publisher is stopping".to_owned()))),
+        }
+        Receipt { outcome, timeout: self.timeout }
+    }
 }
 
 /// A message handed to the publisher; awaiting it tells what became of it.
@@ -150,7 +173,7 @@ impl Publisher {
         options: PublisherOptions,
         lifecycle: &Lifecycle,
     ) -> Self {
-        let (queue, incoming) = mpsc::channel(options.max_in_flight);
+        let (queue, incoming) = mpsc::channel(options.max_in_flight.min(HANDED_OVER));
         let (state_sender, state) = watch::channel(LinkState::Down(None));
         let PublisherOptions { max_in_flight, confirm_timeout, .. } = options;
         let session = Session { incoming, max_in_flight, confirm_timeout, lifecycle: lifecycle.clone() };
@@ -165,26 +188,19 @@ impl Publisher {
         self.state.clone()
     }
 
-    /// Hands a message over; waits only while the bounds are reached. Messages of one caller keep their order.
-    ///
-    /// While there is no connection messages wait; the receipt's timeout bounds that.
-    pub async fn enqueue(&self, message: Message) -> Receipt {
-        let (sender, outcome) = oneshot::channel();
-        let receipt = Receipt { outcome, timeout: self.options.confirm_timeout };
-        let units =
-            u32::try_from(message.body.len() / BUDGET_UNIT + 1).unwrap_or(u32::MAX).min(self.budget_units);
+    /// Waits for room for a body of so many bytes: for long only while the bounds are reached. What a message says of time is best
+    /// written after it.
+    pub async fn room(&self, bytes: usize) -> Room<'_> {
+        let units = u32::try_from(bytes / BUDGET_UNIT + 1).unwrap_or(u32::MAX).min(self.budget_units);
         let budget =
             Arc::clone(&self.budget).acquire_many_owned(units).await.expect("the budget is never closed");
-        let outgoing = Outgoing { message, outcome: sender, budget };
-        if let Err(mpsc::error::SendError(outgoing)) = self.queue.send(outgoing).await {
-            let _ = outgoing.outcome.send(Outcome::NotSent("the publisher is stopping".to_owned()));
-        }
-        receipt
+        // Without a place the publisher is stopping.
+        Room { place: self.queue.reserve().await.ok(), budget, timeout: self.options.confirm_timeout }
     }
 
-    /// Publishes and waits for the broker's answer.
+    /// Publishes and waits for the broker's answer. While there is no connection messages wait; `confirm_timeout` bounds that.
     pub async fn publish(&self, message: Message) -> Outcome {
-        self.enqueue(message).await.outcome().await
+        self.room(message.body.len()).await.publish(message).outcome().await
     }
 }
 
