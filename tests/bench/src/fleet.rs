@@ -29,6 +29,24 @@ pub(crate) struct Fleet {
     pub(crate) p99_ms: f64,
 }
 
+/// How many rows the client puts into a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rows {
+    /// One.
+    Single,
+    /// As many as the library packs by default.
+    #[expect(dead_code, reason = "the library does not pack yet")]
+    Packed,
+}
+
+impl Rows {
+    /// What the comparison with peers measures; `Packed` joins it with the library's row packing.
+    pub(crate) const MEASURED: &[Self] = &[Self::Single];
+
+    /// `Single` switches packing off, by `requests.pack_linger_us = 0`, once the library has it.
+    fn configure(self, _config: &mut Config) {}
+}
+
 /// Writes the model into a repository and returns its file.
 pub(crate) fn model_file(repository: &Path, model: Model) -> Result<PathBuf> {
     if let Some(generated) = model.generated() {
@@ -51,6 +69,7 @@ pub(crate) async fn measure(
     broker: &Broker,
     library: &Path,
     scenario: &Scenario,
+    rows: Rows,
     duration: Duration,
 ) -> Result<(Fleet, Sample)> {
     let directory = tempfile::tempdir()?;
@@ -75,6 +94,7 @@ pub(crate) async fn measure(
     config.broker.addresses = vec![url.parse()?];
     config.topology.prefix = prefix;
     config.topology.queue_type = queue_kind(scenario.queue_type)?;
+    rows.configure(&mut config);
     let key = Names::request_key(scenario.model.name(), &config.topology.tiers[0].name);
     let client = Client::connect(config).await?;
     let sample = Sample::take(&url, &client, scenario.request()?, &key).await?;

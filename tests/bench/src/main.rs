@@ -5,6 +5,7 @@
 mod cpu;
 mod echo;
 mod fleet;
+mod peers;
 mod raw_loop;
 mod report;
 mod sample;
@@ -18,6 +19,7 @@ use millrace_harness::broker::{Broker, BrokerOptions};
 use millrace_harness::setup;
 
 use echo::Payload;
+use fleet::Rows;
 use report::Measured;
 use scenario::{Scenario, selected};
 
@@ -38,6 +40,9 @@ struct Arguments {
     /// Write the table into docs/benchmarks.md
     #[arg(long)]
     write: bool,
+    /// Compare with Celery, an aio-pika batcher and Mosec instead
+    #[arg(long)]
+    peers: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +65,9 @@ fn main() -> Result<()> {
     if let Some(Command::EchoServer { url, queue, reply_queue }) = &arguments.command {
         return runtime.block_on(echo::serve(url, queue, reply_queue));
     }
+    if let Arguments { peers: true, seconds, runs, only, write, .. } = arguments {
+        return peers::run(&runtime, &peers::Options { seconds, runs, only, write });
+    }
     let library = setup::onnxruntime()?;
     let broker = Broker::start(BrokerOptions::default())?;
     let duration = Duration::from_secs(arguments.seconds);
@@ -69,7 +77,8 @@ fn main() -> Result<()> {
     for run in 0..arguments.runs {
         for scenario in &scenarios {
             eprintln!("run {} of {}: {}", run + 1, arguments.runs, scenario.name());
-            let (fleet, sample) = runtime.block_on(fleet::measure(&broker, &library, scenario, duration))?;
+            let (fleet, sample) =
+                runtime.block_on(fleet::measure(&broker, &library, scenario, Rows::Single, duration))?;
             let echo = |payload| {
                 let queue_type = scenario.queue_type;
                 runtime.block_on(echo::measure(&broker, queue_type, &sample, payload, duration))

@@ -31,12 +31,7 @@ impl RawLoop {
 
     /// Rows a second at the best of the model's batch sizes, one thread.
     pub(crate) fn best(&self, scenario: &Scenario, duration: Duration) -> Result<Best> {
-        let directory = tempfile::tempdir()?;
-        let file = model_file(directory.path(), scenario.model)?;
-        let mut session = Session::builder(&self.environment)
-            .and_then(|builder| Ok(builder.with_intra_threads(1)?))
-            .and_then(|builder| Ok(builder.with_intra_op_spinning(false)?))
-            .and_then(|mut builder| builder.commit_from_file(file))?;
+        let mut session = self.session(scenario)?;
         let mut best: Option<Best> = None;
         let batches = scenario.model.batches();
         for &batch in batches {
@@ -46,6 +41,27 @@ impl RawLoop {
             }
         }
         best.context("no batch size to try")
+    }
+
+    /// What the model makes of the scenario's row.
+    pub(crate) fn answer(&self, scenario: &Scenario) -> Result<Vec<f32>> {
+        let mut session = self.session(scenario)?;
+        let shape = [vec![1], scenario.model.row()].concat();
+        let values = scenario.row();
+        let input = TensorRef::from_array_view((shape, values.as_slice()))?;
+        let outputs = session.run(ort::inputs![scenario.model.input() => input])?;
+        let (_, output) = outputs[0].try_extract_tensor::<f32>()?;
+        Ok(output.to_vec())
+    }
+
+    fn session(&self, scenario: &Scenario) -> Result<Session> {
+        let directory = tempfile::tempdir()?;
+        let file = model_file(directory.path(), scenario.model)?;
+        let session = Session::builder(&self.environment)
+            .and_then(|builder| Ok(builder.with_intra_threads(1)?))
+            .and_then(|builder| Ok(builder.with_intra_op_spinning(false)?))
+            .and_then(|mut builder| builder.commit_from_file(file))?;
+        Ok(session)
     }
 }
 

@@ -97,49 +97,50 @@ impl Report {
 
     /// Replaces the part between the markers.
     pub(crate) fn write(&self) -> Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let (before, rest) =
-            text.split_once(BEGIN).context("docs/benchmarks.md has lost its begin marker")?;
-        let (_, after) = rest.split_once(END).context("docs/benchmarks.md has lost its end marker")?;
-        std::fs::write(
-            &path,
-            format!("{before}{BEGIN}\n\n{}.\n\n{}\n\n{END}{after}", self.head, self.table()),
-        )?;
-        Ok(())
+        write_between(BEGIN, END, &format!("{}.\n\n{}", self.head, self.table()))
     }
 }
 
-struct Spread {
-    median: f64,
+/// Replaces what stands between two markers of docs/benchmarks.md.
+pub(crate) fn write_between(begin: &str, end: &str, part: &str) -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let (before, rest) = text.split_once(begin).context("docs/benchmarks.md has lost its begin marker")?;
+    let (_, after) = rest.split_once(end).context("docs/benchmarks.md has lost its end marker")?;
+    std::fs::write(&path, format!("{before}{begin}\n\n{part}\n\n{end}{after}"))?;
+    Ok(())
+}
+
+pub(crate) struct Spread {
+    pub(crate) median: f64,
     least: f64,
     most: f64,
 }
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
+    pub(crate) fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let last = values.len() - 1;
         Self { median: values[last / 2], least: values[0], most: values[last] }
     }
 
-    fn ratio(&self) -> String {
+    pub(crate) fn ratio(&self) -> String {
         format!("**{:.2}** ({:.2}–{:.2})", self.median, self.least, self.most)
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!("{:.0} ({:.0}–{:.0})", self.median, self.least, self.most)
     }
 }
 
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown CPU");
     let cores = info.lines().filter(|line| line.starts_with("processor")).count();
     format!("{cores} × {}", model.trim_start_matches([' ', '\t', ':']))
 }
 
-fn commit() -> String {
+pub(crate) fn commit() -> String {
     let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
     output.map_or_else(
         |_| "unknown".to_owned(),

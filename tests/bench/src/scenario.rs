@@ -67,6 +67,11 @@ impl Model {
         }
     }
 
+    /// Where larger batches stop paying.
+    pub(crate) fn largest_batch(self) -> usize {
+        self.batches().iter().copied().max().unwrap_or(1)
+    }
+
     /// Requests in flight in the fleet.
     pub(crate) fn in_flight(self) -> usize {
         match self {
@@ -90,12 +95,20 @@ impl Scenario {
         format!("{} {encoding} {}", self.model.name(), self.queue_type)
     }
 
-    /// A single-row request with fixed, varied values.
+    /// Fixed, varied values of one row.
+    pub(crate) fn row(&self) -> Vec<f32> {
+        (0..self.model.elements()).map(|i| ((i * 7 % 17) as f32) / 16.0).collect()
+    }
+
+    /// The row as it stands in a binary message: little-endian.
+    pub(crate) fn row_bytes(&self) -> Vec<u8> {
+        self.row().into_iter().flat_map(f32::to_le_bytes).collect()
+    }
+
+    /// A single-row request.
     pub(crate) fn request(&self) -> Result<Request> {
-        let values = (0..self.model.elements()).map(|i| ((i * 7 % 17) as f32) / 16.0);
-        let data: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
         let shape = [vec![1], self.model.row()].concat();
-        let tensor = Tensor::new(self.model.input(), Datatype::Fp32, shape, data.into())?;
+        let tensor = Tensor::new(self.model.input(), Datatype::Fp32, shape, self.row_bytes().into())?;
         let request = Request::new(self.model.name()).tier("premium").input(tensor);
         Ok(if self.is_json { request.json() } else { request })
     }
