@@ -1,7 +1,7 @@
-"""What a good Python engineer writes in a day: an aio-pika consumer that batches, with nothing lost when it dies.
+"""What a good Python engineer writes in a day: an aio-pika consumer that batches and loses nothing.
 
-A request is acknowledged, cumulatively, once the broker has confirmed its reply; the replies of a batch are published
-together, and the model computes the next batch meanwhile.
+A request is acknowledged, cumulatively, once the broker has confirmed its reply; the replies of a batch are
+published together, and the model computes the next batch meanwhile.
 
 Tried, by the worker's CPU time an item of `tiny` (rates on a shared machine say little): asyncio's own loop
 costs 1.3 times uvloop's; aio-pika's message objects and its `publish`, which waits for the socket once a

@@ -1,6 +1,7 @@
 """Celery at its best settings.
 
-`python -m celery --app celery_app worker` works; `python -m celery_app QUEUE` puts one task into a queue, as a sample.
+`python -m celery --app celery_app worker` works; `python -m celery_app QUEUE` puts one task into a queue, as a
+sample.
 
 Tried, on two cores shared with broker and client:
 - pool: `solo` needs 0.7 times the worker's CPU time of `prefork` and 0.8 times that of `threads` where the
