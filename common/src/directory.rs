@@ -1,6 +1,6 @@
 //! The directory: a listener that keeps [`Fleet`] up to date from the workers' announcements.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -40,7 +40,7 @@ impl Directory {
         let queue: Arc<str> = format!("{}.status.{}", settings.prefix, uuid::Uuid::now_v7().simple()).into();
         let topology = Topology::status_listener(settings, &queue);
         let fleet = Arc::new(Listener::default());
-        let subscription = Subscription { queue, prefetch: PREFETCH };
+        let subscription = Subscription::fixed(queue, PREFETCH);
         let group =
             ConsumerGroup::spawn(connector, "directory", topology, vec![subscription], Arc::clone(&fleet));
         Self { fleet, group }
@@ -48,16 +48,28 @@ impl Directory {
 
     /// What is known now. Complete about a second after the listener came up.
     pub fn fleet(&self) -> Fleet {
-        let mut fleet = self.fleet.fleet.lock().unwrap_or_else(PoisonError::into_inner);
-        fleet.forget_silent(Instant::now());
-        fleet.clone()
+        self.now().clone()
     }
 
     /// Whether a ready worker serves this version of the model.
     pub fn serves(&self, model: &str, version: u64) -> bool {
+        self.now().serves(model, version)
+    }
+
+    /// Rows that may travel in one request, see [`Fleet::pack_rows`].
+    pub fn pack_rows(&self, model: &str, version: Option<u64>) -> u32 {
+        self.now().pack_rows(model, version)
+    }
+
+    /// The speed of the fastest worker, see [`Fleet::fastest`].
+    pub fn fastest(&self, model: &str) -> Option<f64> {
+        self.now().fastest(model)
+    }
+
+    fn now(&self) -> MutexGuard<'_, Fleet> {
         let mut fleet = self.fleet.fleet.lock().unwrap_or_else(PoisonError::into_inner);
         fleet.forget_silent(Instant::now());
-        fleet.serves(model, version)
+        fleet
     }
 
     /// The connection's state.

@@ -52,6 +52,9 @@ pub struct ModelStatus {
     pub max_batch_size: u32,
     /// Whether rows of different requests may share a batch.
     pub is_batched: bool,
+    /// Rows that clients should join in one request, at most; 1 where they should not.
+    #[serde(default)]
+    pub pack_rows: u32,
     /// Execution provider of each instance.
     pub instances: Vec<String>,
     /// Rows served since the start.
@@ -63,6 +66,14 @@ pub struct ModelStatus {
     /// What batches cost, learned: rows, and microseconds of a batch of so many.
     #[serde(default)]
     pub costs_us: Vec<(u32, u64)>,
+}
+
+impl ModelStatus {
+    /// Rows a second that its instances run in their largest batches, by what was learned.
+    pub fn rows_per_second(&self) -> Option<f64> {
+        let (rows, micros) = self.costs_us.last().filter(|(_, micros)| *micros > 0)?;
+        Some(f64::from(*rows) * 1e6 / *micros as f64 * self.instances.len() as f64)
+    }
 }
 
 /// One lane of a worker.
@@ -148,6 +159,23 @@ impl Fleet {
     /// The workers heard of lately, by name.
     pub fn workers(&self) -> impl Iterator<Item = &WorkerStatus> {
         self.workers.values().map(|heard| &heard.status)
+    }
+
+    /// Rows that may travel in one request to this model, its default version where none is named: what the least of its
+    /// workers takes; 1 where none is known.
+    pub fn pack_rows(&self, model: &str, version: Option<u64>) -> u32 {
+        let served = self.workers().filter(|worker| worker.is_ready).flat_map(|worker| &worker.models);
+        let meant = served.filter(|served| {
+            served.name == model && version.map_or(served.is_default, |version| served.version == version)
+        });
+        meant.map(|served| served.pack_rows.min(served.max_batch_size)).min().unwrap_or(1).max(1)
+    }
+
+    /// Rows a second of the fastest ready worker that serves the model's default version.
+    pub fn fastest(&self, model: &str) -> Option<f64> {
+        let served = self.workers().filter(|worker| worker.is_ready).flat_map(|worker| &worker.models);
+        let rates = served.filter(|served| served.name == model && served.is_default);
+        rates.filter_map(ModelStatus::rows_per_second).max_by(f64::total_cmp)
     }
 
     /// Whether a ready worker serves this version of the model.

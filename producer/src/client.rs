@@ -1,6 +1,6 @@
 //! The client: one publishing connection, one reply queue, and the requests that wait.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use millrace_common::amqp::connection::{Connector, LinkState, wait_up};
@@ -22,6 +22,7 @@ use crate::error::{ConnectError, Error};
 use crate::gate::Gate;
 use crate::handle::Handle;
 use crate::outgoing::Outgoing;
+use crate::packing::{Away, Packing, Way};
 use crate::replies::{Orphan, Pending, Replies};
 use crate::request::Request;
 use crate::response::Response;
@@ -53,7 +54,10 @@ struct Inner {
     consumers: ConsumerGroup,
     pending: Arc<Pending>,
     gate: Mutex<Gate>,
-    directory: OnceCell<Directory>,
+    packing: Arc<Packing>,
+    directory: OnceLock<Directory>,
+    /// Set once the directory has heard of the whole fleet.
+    heard: OnceCell<()>,
 }
 
 /// How a client is set up, beyond its configuration.
@@ -144,12 +148,10 @@ impl Client {
             connector.clone(),
             "replies",
             Topology::reply(&config.topology, reply_key.as_str(), expires),
-            vec![Subscription {
-                queue: names.reply_queue(reply_key.as_str()).into(),
-                prefetch: config.requests.reply_prefetch,
-            }],
+            vec![Subscription::fixed(names.reply_queue(reply_key.as_str()), config.requests.reply_prefetch)],
             Arc::new(replies),
         );
+        let packing = Arc::new(Packing::new(Duration::from_micros(config.requests.pack_linger_us)));
         let client = Self {
             inner: Arc::new(Inner {
                 request_exchange: names.request_exchange().into(),
@@ -163,7 +165,9 @@ impl Client {
                 consumers,
                 pending,
                 gate: Mutex::default(),
-                directory: OnceCell::new(),
+                packing,
+                directory: OnceLock::new(),
+                heard: OnceCell::new(),
             }),
         };
         client.wait_connected().await?;
@@ -199,38 +203,82 @@ impl Client {
 
     /// Publishes a request and awaits its result, at most until its deadline.
     ///
+    /// While others of its kind are away it may wait for company, `requests.pack_linger_us` at most, to travel in a pack.
+    ///
     /// # Errors
     /// [`Error`]; exactly one result or error comes for each request.
     ///
     /// # Cancel safety
     /// Dropping the future gives the result up. The request may still run.
     pub async fn infer(&self, request: Request) -> Result<Response, Error> {
-        self.submit(request).await?.outcome().await
+        let handle = match self.way(request, false) {
+            Way::Alone(request, away) => self.submit_alone(request, away).await?,
+            Way::Packed(_, handle) => handle,
+        };
+        handle.outcome().await
     }
 
     /// Publishes a request and returns once the broker has it; the handle gives the result.
     ///
     /// While the connection is down the request waits here; when a confirm is lost it is published again under the same
-    /// id, until its deadline.
+    /// id, until its deadline. It may travel in a pack, as with [`Client::infer`].
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::Refused`], [`Error::UnknownOutcome`] or [`Error::Closed`].
     pub async fn submit(&self, request: Request) -> Result<Handle, Error> {
-        let budget = request.deadline.unwrap_or_else(|| self.inner.config.deadline()).min(LONGEST_BUDGET);
+        match self.way(request, true) {
+            Way::Alone(request, away) => self.submit_alone(request, away).await,
+            Way::Packed(taken, handle) => match taken.await {
+                Ok(()) => Ok(handle),
+                Err(_) => Err(handle.refusal().await),
+            },
+        }
+    }
+
+    fn way(&self, request: Request, tell: bool) -> Way {
+        let budget = self.budget(&request);
+        self.inner.packing.way(self, request, budget, tell)
+    }
+
+    fn budget(&self, request: &Request) -> Duration {
+        request.deadline.unwrap_or_else(|| self.inner.config.deadline()).min(LONGEST_BUDGET)
+    }
+
+    /// Publishes a request by itself.
+    pub(crate) async fn submit_alone(&self, request: Request, away: Option<Away>) -> Result<Handle, Error> {
+        let budget = self.budget(&request);
         let deadline = Instant::now() + budget;
         let outgoing = Outgoing::prepare(request, &self.inner.config)?;
         let is_probe = self.admit(&outgoing.routing_key)?;
-        let (place, replied) = self.inner.pending.wait_for(outgoing.id.clone());
-        let mut handle = Handle::new(replied, place, deadline, budget, self.clone());
+        let (place, mut replied) = self.inner.pending.wait_for(outgoing.id.clone());
+        let mut early = None;
         tokio::select! {
             published = self.publish(&outgoing, is_probe, deadline) => published?,
             // The reply can overtake the confirm; it proves that the request was taken.
-            Ok(reply) = handle.early() => {
+            Ok(reply) = &mut replied => {
                 self.taken(&outgoing.routing_key, is_probe);
-                handle.keep(reply);
+                early = Some(reply);
             }
         }
-        Ok(handle)
+        Ok(Handle::alone((place, replied), early, away, (deadline, budget), self.clone()))
+    }
+
+    /// Whether replies outlive this client, so that a later one may have to tell whom they answer.
+    pub(crate) fn keeps_replies(&self) -> bool {
+        !self.inner.is_ephemeral
+    }
+
+    /// Whether the gate holds requests like this one back, or lets one through as a probe.
+    pub(crate) fn is_held_back(&self, request: &Request) -> bool {
+        let gate = self.gate();
+        let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
+        !gate.is_open() && gate.is_closed(&Names::request_key(&request.model, tier))
+    }
+
+    /// The fleet's directory; listening begins with the first call.
+    pub(crate) fn directory(&self) -> &Directory {
+        let listen = || Directory::listen(self.inner.connector.clone(), &self.inner.config.topology);
+        self.inner.directory.get_or_init(listen)
     }
 
     /// Lets a request through the gate, and tells whether it is a probe.
@@ -308,13 +356,13 @@ impl Client {
 
     /// The workers alive, what they serve and hold. The first call listens for a little over a second.
     pub async fn fleet(&self) -> Fleet {
-        let start = || async {
-            let directory = Directory::listen(self.inner.connector.clone(), &self.inner.config.topology);
+        let directory = self.directory();
+        let hear = || async {
             let _ = wait_up(&mut directory.state(), ANNOUNCE_EVERY * 5).await;
             tokio::time::sleep(ANNOUNCE_EVERY + Duration::from_millis(200)).await;
-            directory
         };
-        self.inner.directory.get_or_init(start).await.fleet()
+        self.inner.heard.get_or_init(hear).await;
+        directory.fleet()
     }
 
     /// Deletes the reply queue and what waits in it, for a client whose queue would outlive it. That of a client with neither
@@ -341,6 +389,7 @@ impl Client {
         self.inner.publishing.stopped(grace).await;
         self.inner.consumers.close(grace).await;
         self.inner.pending.give_up();
+        self.inner.packing.finish(grace).await;
         if self.inner.is_ephemeral && is_up {
             self.delete_reply_queue().await;
         }

@@ -53,6 +53,8 @@ pub struct Requests {
     pub max_in_flight: usize,
     /// Their bytes.
     pub max_in_flight_bytes: usize,
+    /// How long a request may wait for others to travel with; 0 sends each by itself.
+    pub pack_linger_us: u64,
     /// Replies unacknowledged in this process, at most.
     pub reply_prefetch: u16,
     /// How long the reply queue outlives its client.
@@ -86,6 +88,7 @@ impl Validate for Config {
         within("requests.deadline_ms", requests.deadline_ms, 1, 30 * 86_400_000)?;
         within("requests.max_in_flight", requests.max_in_flight as u64, 1, 100_000)?;
         within("requests.max_in_flight_bytes", requests.max_in_flight_bytes as u64, 1 << 20, 1 << 40)?;
+        within("requests.pack_linger_us", requests.pack_linger_us, 0, 1_000_000)?;
         within("requests.reply_prefetch", requests.reply_prefetch.into(), 1, 60_000)?;
         within("requests.reply_expires_seconds", requests.reply_expires_seconds, 10, 30 * 86_400)
     }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::error::Error;
+use crate::packing::{Away, Part};
 use crate::replies::{Place, RawReply, Reply};
 use crate::response::Response;
 
@@ -14,39 +15,61 @@ use crate::response::Response;
 #[derive(Debug)]
 #[must_use = "dropping the handle gives the result up"]
 pub struct Handle {
-    replied: oneshot::Receiver<RawReply>,
-    early: Option<RawReply>,
+    source: Source,
     deadline: Instant,
     budget: Duration,
     client: Client,
-    _place: Place,
+}
+
+/// Where the result comes from.
+#[derive(Debug)]
+enum Source {
+    /// A reply of its own.
+    Alone {
+        replied: oneshot::Receiver<RawReply>,
+        early: Option<RawReply>,
+        _place: Place,
+        _away: Option<Away>,
+    },
+    /// A part of a pack's.
+    Packed(oneshot::Receiver<Part>),
 }
 
 impl Handle {
-    pub(crate) fn new(
-        replied: oneshot::Receiver<RawReply>,
-        place: Place,
+    pub(crate) fn alone(
+        (place, replied): (Place, oneshot::Receiver<RawReply>),
+        early: Option<RawReply>,
+        away: Option<Away>,
+        (deadline, budget): (Instant, Duration),
+        client: Client,
+    ) -> Self {
+        let source = Source::Alone { replied, early, _place: place, _away: away };
+        Self { source, deadline, budget, client }
+    }
+
+    pub(crate) fn packed(
+        part: oneshot::Receiver<Part>,
         deadline: Instant,
         budget: Duration,
         client: Client,
     ) -> Self {
-        Self { replied, early: None, deadline, budget, client, _place: place }
+        Self { source: Source::Packed(part), deadline, budget, client }
     }
 
-    /// The reply, where it overtakes the broker's confirm.
-    pub(crate) fn early(&mut self) -> &mut oneshot::Receiver<RawReply> {
-        &mut self.replied
-    }
-
-    /// Keeps a reply that was early.
-    pub(crate) fn keep(&mut self, reply: RawReply) {
-        self.early = Some(reply);
+    /// Why the pack of this request was not taken.
+    pub(crate) async fn refusal(self) -> Error {
+        match self.reply().await {
+            Err(error) | Ok(Reply { outcome: Err(error), .. }) => error,
+            // Not told to be taken, and answered: its client is ending.
+            Ok(_) => Error::Closed,
+        }
     }
 
     /// Awaits the result; acknowledges the reply.
     ///
     /// # Errors
-    /// [`Error::DeadlineExceeded`], [`Error::Failed`], [`Error::MalformedReply`] or [`Error::Closed`].
+    /// [`Error::DeadlineExceeded`], [`Error::Failed`], [`Error::MalformedReply`] or [`Error::Closed`]; where the request
+    /// travelled in a pack that had to be sent again, those of [`Client::submit`] too.
     pub async fn outcome(self) -> Result<Response, Error> {
         let Reply { outcome, receipt } = self.reply().await?;
         receipt.acknowledge();
@@ -56,16 +79,22 @@ impl Handle {
     /// Awaits the reply; the caller acknowledges it, once it is safe, by its receipt.
     ///
     /// # Errors
-    /// [`Error::DeadlineExceeded`] or [`Error::Closed`], when there is no reply.
-    pub async fn reply(mut self) -> Result<Reply, Error> {
-        let raw = match self.early.take() {
-            Some(raw) => raw,
-            None => match tokio::time::timeout_at(self.deadline, &mut self.replied).await {
-                Ok(Ok(raw)) => raw,
-                Ok(Err(_)) => return Err(Error::Closed),
-                Err(_) => return Err(Error::DeadlineExceeded { budget: self.budget }),
-            },
-        };
-        Ok(raw.decode(self.client.config().limits.into()).await)
+    /// [`Error::DeadlineExceeded`] or [`Error::Closed`], when there is no reply; where the request travelled in a pack that had
+    /// to be sent again, those of [`Client::submit`] too.
+    pub async fn reply(self) -> Result<Reply, Error> {
+        let Self { source, deadline, budget, client } = self;
+        let in_time = |_| Error::DeadlineExceeded { budget };
+        match source {
+            Source::Alone { early: Some(raw), .. } => Ok(raw.decode(client.config().limits.into()).await),
+            Source::Alone { mut replied, early: None, .. } => {
+                let raw = tokio::time::timeout_at(deadline, &mut replied).await.map_err(in_time)?;
+                Ok(raw.map_err(|_| Error::Closed)?.decode(client.config().limits.into()).await)
+            }
+            Source::Packed(part) => {
+                let part = tokio::time::timeout_at(deadline, part).await.map_err(in_time)?;
+                let (outcome, receipt) = part.map_err(|_| Error::Closed)??;
+                Ok(Reply { outcome, receipt: receipt.claim() })
+            }
+        }
     }
 }

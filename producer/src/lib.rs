@@ -20,6 +20,10 @@
 //! - [`Client::stream`] keeps a bounded number of requests in flight over any stream of them.
 //! - [`Client::fleet`] tells which models are served, their signatures, and by which workers.
 //!
+//! Small requests that are under way at the same time travel together: those of equal model, tier, deadline and shape are joined
+//! along axis 0 into one message, where the model allows it, and each still gets its own result or error (row packing, see
+//! `requests.pack_linger_us`).
+//!
 //! When the broker says that a queue is full, the client holds further requests of that model and tier back for a while and
 //! answers them at once with `overloaded` and the time to try again: see [`Error::Refused`].
 //!
@@ -34,6 +38,8 @@ mod error;
 mod gate;
 mod handle;
 mod outgoing;
+mod pack;
+mod packing;
 mod replies;
 mod request;
 mod response;

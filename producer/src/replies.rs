@@ -1,7 +1,7 @@
 //! Replies: each is matched by id to the request that waits for it, once; later ones are duplicates.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::error::Error;
+use crate::pack::{self, Entry};
 use crate::response::Response;
 
 /// Bodies up to this many bytes are decoded in place: 32 KiB of JSON take about 200 µs.
@@ -30,11 +31,15 @@ pub(crate) struct RawReply {
 
 /// A receipt that no caller has yet. Where the caller gives the result up, the reply is done with.
 #[derive(Debug)]
-struct Unclaimed(Option<Receipt>);
+pub(crate) struct Unclaimed(Option<Receipt>);
 
 impl Unclaimed {
-    fn claim(mut self) -> Receipt {
-        self.0.take().unwrap_or(Receipt(None))
+    pub(crate) fn new(receipt: Receipt) -> Self {
+        Self(Some(receipt))
+    }
+
+    pub(crate) fn claim(mut self) -> Receipt {
+        self.0.take().unwrap_or(Receipt::DONE)
     }
 }
 
@@ -58,13 +63,50 @@ pub struct Reply {
 /// The duty to acknowledge a reply. Dropped unused, the reply comes again when its queue is next consumed, if it is.
 #[derive(Debug)]
 #[must_use = "a reply that is not acknowledged comes again"]
-pub struct Receipt(Option<Ticket>);
+pub struct Receipt(Duty);
+
+#[derive(Debug)]
+enum Duty {
+    Done,
+    Own(Ticket),
+    Shared(Arc<SharedTicket>),
+}
+
+/// The ticket of a reply to several requests: acknowledged when the last of them is.
+#[derive(Debug)]
+struct SharedTicket {
+    left: AtomicUsize,
+    ticket: Mutex<Option<Ticket>>,
+}
 
 impl Receipt {
-    /// The reply is safe; the broker may forget it.
+    const DONE: Self = Self(Duty::Done);
+
+    /// The reply is safe; the broker may forget it. One that answers several requests is acknowledged with the last of them.
     pub fn acknowledge(self) {
-        if let Some(Err(error)) = self.0.map(Ticket::ack) {
+        let ticket = match self.0 {
+            Duty::Done => return,
+            Duty::Own(ticket) => Some(ticket),
+            Duty::Shared(shared) if shared.left.fetch_sub(1, Ordering::AcqRel) == 1 => {
+                shared.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()
+            }
+            Duty::Shared(_) => None,
+        };
+        if let Some(Err(error)) = ticket.map(Ticket::ack) {
             debug!(%error, "the reply will come again and be dropped as a duplicate");
+        }
+    }
+
+    /// One receipt for each of the `requests` that the reply answers; all of them have to be used.
+    pub(crate) fn share(self, requests: usize) -> Vec<Self> {
+        match self.0 {
+            Duty::Own(ticket) if requests > 1 => {
+                let ticket = Mutex::new(Some(ticket));
+                let shared = Arc::new(SharedTicket { left: AtomicUsize::new(requests), ticket });
+                (0..requests).map(|_| Self(Duty::Shared(Arc::clone(&shared)))).collect()
+            }
+            // Nothing is shared twice.
+            duty => std::iter::once(Self(duty)).chain((1..requests).map(|_| Self::DONE)).collect(),
         }
     }
 }
@@ -78,6 +120,30 @@ pub struct Orphan {
     pub correlation_id: Option<String>,
     /// The reply.
     pub reply: Reply,
+}
+
+impl Orphan {
+    /// The members of a pack, each with its part of the reply; the orphan itself where it is none.
+    fn parts(self) -> Vec<Self> {
+        let is_pack = self.correlation_id.as_deref() == Some(pack::MARK);
+        let Some(members) =
+            self.reply.outcome.as_ref().ok().filter(|_| is_pack).and_then(|whole| pack::members(&whole.body))
+        else {
+            return vec![self];
+        };
+        let rows: Vec<u32> = members.iter().map(|member| member.rows).collect();
+        let Some(parts) = self.reply.outcome.as_ref().ok().and_then(|whole| whole.parts(&rows)) else {
+            return vec![self];
+        };
+        let receipts = self.reply.receipt.share(members.len());
+        let each = members.into_iter().zip(parts).zip(receipts);
+        each.map(|((member, part), receipt)| {
+            let Entry { correlation_id, body_id, .. } = member;
+            let outcome = Ok(part.addressed(correlation_id.clone(), body_id));
+            Self { request_id: self.request_id.clone(), correlation_id, reply: Reply { outcome, receipt } }
+        })
+        .collect()
+    }
 }
 
 impl RawReply {
@@ -180,22 +246,22 @@ impl Accept for Replies {
     async fn accept(&self, delivery: Delivery) {
         let Some(request_id) = delivery.properties.message_id() else {
             warn!("dropped a reply that answers nothing");
-            return Receipt(Some(delivery.ticket)).acknowledge();
+            return Receipt(Duty::Own(delivery.ticket)).acknowledge();
         };
         let waiter = self.pending.take(request_id);
         if waiter.is_none() && self.orphans.is_none() {
             debug!(request_id, "dropped a reply that nobody waits for");
-            return Receipt(Some(delivery.ticket)).acknowledge();
+            return Receipt(Duty::Own(delivery.ticket)).acknowledge();
         }
-        let mut receipt = Receipt(Some(delivery.ticket));
+        let mut receipt = Receipt(Duty::Own(delivery.ticket));
         if self.is_ephemeral {
             receipt.acknowledge();
-            receipt = Receipt(None);
+            receipt = Receipt::DONE;
         }
         let request_id = request_id.to_owned();
         let meta = ReplyMeta::read(&delivery.properties).map_err(|error| error.to_string());
         let correlation_id = meta.as_ref().ok().and_then(|meta| meta.correlation_id.clone());
-        let reply = RawReply { meta, body: delivery.body, receipt: Unclaimed(Some(receipt)) };
+        let reply = RawReply { meta, body: delivery.body, receipt: Unclaimed::new(receipt) };
         let unclaimed = match waiter {
             Some(waiter) => waiter.send(reply).err(),
             None => Some(reply),
@@ -218,11 +284,13 @@ impl Replies {
         let receipt = receipt.claim();
         let outcome = decode(meta, body, self.limits).await;
         let orphan = Orphan { request_id, correlation_id, reply: Reply { outcome, receipt } };
-        if let Err(mpsc::error::SendError(orphan)) = orphans.send(orphan).await
-            && !self.pending.is_stopping.load(Ordering::Relaxed)
-        {
-            // Their reader is gone, the client is not: unacknowledged they would fill its window.
-            orphan.reply.receipt.acknowledge();
+        for orphan in orphan.parts() {
+            if let Err(mpsc::error::SendError(orphan)) = orphans.send(orphan).await
+                && !self.pending.is_stopping.load(Ordering::Relaxed)
+            {
+                // Their reader is gone, the client is not: unacknowledged they would fill its window.
+                orphan.reply.receipt.acknowledge();
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use ndarray::{ArrayD, IxDyn};
 
 use crate::element::Element;
 use crate::error::RequestError;
+use crate::pack;
 
 /// A model's answer, and where its time went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,18 @@ impl Response {
         let shape: Vec<usize> = tensor.shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect();
         let elements: Vec<T> = tensor.data.chunks_exact(size_of::<T>()).map(T::read).collect();
         Ok(ArrayD::from_shape_vec(IxDyn(&shape), elements).expect("decoding checked shape against bytes"))
+    }
+
+    /// The parts of a response to a pack whose members have these rows; `None` where they do not fit.
+    pub(crate) fn parts(&self, rows: &[u32]) -> Option<Vec<Self>> {
+        let parts = pack::split(&self.body, rows)?;
+        Some(parts.into_iter().map(|body| Self { body, meta: self.meta.clone() }).collect())
+    }
+
+    /// The response as an answer to the request that has these ids.
+    pub(crate) fn addressed(mut self, correlation_id: Option<String>, body_id: Option<String>) -> Self {
+        (self.meta.correlation_id, self.body.id) = (correlation_id, body_id);
+        self
     }
 
     /// The worker that ran it.

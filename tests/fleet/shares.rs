@@ -67,7 +67,8 @@ async fn shares(workers: usize) {
 }
 
 #[tokio::test]
-async fn tiers_get_their_shares_of_one_worker_and_of_four() {
+async fn tiers_get_their_shares_of_one_worker_of_two_and_of_four() {
     shares(1).await;
+    shares(2).await;
     shares(4).await;
 }

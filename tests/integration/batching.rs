@@ -99,3 +99,22 @@ async fn only_the_guilty_fails(client: &Client) {
         }
     }
 }
+
+#[tokio::test]
+async fn a_reserved_instance_leaves_other_tiers_to_the_others() {
+    let groups = "max_batch_size = 1\n[[instance_group]]\n[[instance_group]]\ntiers = [\"premium\"]\n";
+    let stack = Stack::new().config("slow", groups).model("slow", &models::slow(300));
+    let _worker = stack.worker();
+    let client = stack.client().await;
+    let request = |tier| Request::new("slow").tier(tier).input_array("x", rows(1, 1.0).view()).unwrap();
+    let free = [client.submit(request("free")).await.unwrap(), client.submit(request("free")).await.unwrap()];
+    let premium = client.submit(request("premium")).await.unwrap();
+    let [first, second] = free.map(millrace_producer::Handle::outcome);
+    tokio::select! {
+        biased;
+        premium = premium.outcome() => drop(premium.unwrap()),
+        // Only if it ran on the reserved instance.
+        free = async { tokio::join!(first, second) } => panic!("free went first: {free:?}"),
+    }
+    client.close().await;
+}

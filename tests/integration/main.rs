@@ -9,6 +9,7 @@ mod deadlines;
 mod full_queue;
 mod hostile;
 mod malformed;
+mod packing;
 mod readme;
 mod round_trip;
 mod secrets;

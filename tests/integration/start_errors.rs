@@ -119,6 +119,14 @@ fn check_config_names_key_value_and_remedy() {
     for (config, parts) in [
         ("max_batch_size = 0", ["`max_batch_size` is 0", "from 1 to 65536"]),
         ("max_batch = 8", ["unknown field `max_batch`", "max_batch_size"]),
+        (
+            "[[instance_group]]\ntiers = [\"gold\"]",
+            ["`instance_group.tiers` is gold", "premium, enterprise, free"],
+        ),
+        (
+            "[[instance_group]]\ntiers = [\"premium\", \"free\"]",
+            ["`instance_group.tiers` is without enterprise", "leave `tiers` out of one"],
+        ),
         ("[[instance_group]]\ngpus = [0]", ["`instance_group.gpus` is [0]", "kind = \"cuda\""]),
     ] {
         let bad = stack(config);

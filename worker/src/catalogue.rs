@@ -11,6 +11,7 @@ use crate::inbound::admission::Rules;
 use crate::job::Job;
 use crate::model::signature::Slot;
 use crate::schedule::pickup::Pickup;
+use crate::schedule::tier_set::TierSet;
 
 /// One version of a model, loaded.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct ServedVersion {
     pub pickup: Pickup<Job>,
     /// Execution provider of each instance.
     pub instances: Vec<String>,
+    /// The tiers that each serves.
+    pub serves: Vec<TierSet>,
     /// What it has done.
     pub stats: Stats,
 }
@@ -35,13 +38,19 @@ pub struct Stats {
     rows: AtomicU64,
     batches: AtomicU64,
     busy_us: AtomicU64,
-    rows_by_tier: Vec<AtomicU64>,
+    by_tier: Vec<Served>,
+}
+
+#[derive(Debug, Default)]
+struct Served {
+    requests: AtomicU64,
+    rows: AtomicU64,
 }
 
 impl Stats {
     /// Zeroes, for this many tiers.
     pub fn new(tiers: usize) -> Self {
-        Self { rows_by_tier: (0..tiers).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+        Self { by_tier: (0..tiers).map(|_| Served::default()).collect(), ..Self::default() }
     }
 
     /// Counts a finished run.
@@ -52,14 +61,20 @@ impl Stats {
         self.busy_us.fetch_add(busy, Ordering::Relaxed);
     }
 
-    /// Counts rows of a tier.
-    pub fn count_rows(&self, tier: usize, rows: u64) {
-        self.rows_by_tier[tier].fetch_add(rows, Ordering::Relaxed);
+    /// Counts a request of a tier.
+    pub fn count_request(&self, tier: usize, rows: u64) {
+        self.by_tier[tier].requests.fetch_add(1, Ordering::Relaxed);
+        self.by_tier[tier].rows.fetch_add(rows, Ordering::Relaxed);
     }
 
     /// Rows served of a tier.
     pub fn rows_of(&self, tier: usize) -> u64 {
-        self.rows_by_tier[tier].load(Ordering::Relaxed)
+        self.by_tier[tier].rows.load(Ordering::Relaxed)
+    }
+
+    /// Requests served of a tier.
+    pub fn requests_of(&self, tier: usize) -> u64 {
+        self.by_tier[tier].requests.load(Ordering::Relaxed)
     }
 }
 
@@ -75,6 +90,7 @@ impl ServedVersion {
             outputs: signature.outputs.iter().map(Slot::spec).collect(),
             max_batch_size: self.rules.max_batch_size,
             is_batched: self.rules.is_shared,
+            pack_rows: if self.rules.is_shared { self.pickup.pack_rows() } else { 1 },
             instances: self.instances.clone(),
             rows: self.stats.rows.load(Ordering::Relaxed),
             batches: self.stats.batches.load(Ordering::Relaxed),

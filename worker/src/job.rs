@@ -43,7 +43,7 @@ pub struct Job {
     pub rows: u32,
     /// Who may share a batch with it.
     pub key: BatchKey,
-    /// Whether it goes before normal ones of its tier.
+    /// Whether it goes before normal ones of its tenant.
     pub is_urgent: bool,
     /// When nobody waits for it any more.
     pub deadline: Option<Instant>,
@@ -51,8 +51,12 @@ pub struct Job {
 
 impl Waiting for Job {
     type Key = BatchKey;
+    type Tenant = Arc<str>;
     fn key(&self) -> &BatchKey {
         &self.key
+    }
+    fn tenant(&self) -> &Arc<str> {
+        &self.duty.tenant
     }
     fn rows(&self) -> u32 {
         self.rows

@@ -18,6 +18,7 @@ use crate::model::repository::{RepositoryError, scan};
 use crate::model::warmup;
 use crate::schedule::batcher::BatchPolicy;
 use crate::schedule::pickup::Pickup;
+use crate::schedule::tier_set::TierSet;
 
 /// Most rows of a batch where the model's configuration does not say: the CPU gains little beyond (measured 2026-11).
 const DEFAULT_MAX_BATCH_SIZE: u32 = 64;
@@ -72,7 +73,7 @@ pub enum StartError {
 /// Models loaded and warm, nothing consumed yet.
 pub struct Loaded {
     pub(crate) catalogue: Arc<Catalogue>,
-    pub(crate) backends: Vec<(Arc<ServedVersion>, Box<dyn Backend>)>,
+    pub(crate) backends: Vec<(Arc<ServedVersion>, TierSet, Box<dyn Backend>)>,
 }
 
 /// Loads the library and every model, and warms them up. Blocks for as long as that takes.
@@ -84,11 +85,13 @@ pub fn load(config: &Config) -> Result<Loaded, StartError> {
     info!(library = %config.onnxruntime.library.display(), runtime = runtime.description(), "loaded ONNX Runtime");
     let mut loaded = Loaded { catalogue: Arc::default(), backends: Vec::new() };
     let mut catalogue = Catalogue::default();
-    for (model, found) in scan(&config.models.repository, &config.models.serve)? {
+    for (model, found) in scan(&config.models.repository, &config.models.serve, &config.topology.tiers)? {
         for (&version, file) in &found.versions {
             let place = Place { runtime: &runtime, config, model: &model, version };
             let (served, backends) = place.load(file, &found.config)?;
-            loaded.backends.extend(backends.into_iter().map(|backend| (Arc::clone(&served), backend)));
+            let serves = served.serves.clone();
+            let each = backends.into_iter().zip(serves);
+            loaded.backends.extend(each.map(|(backend, serves)| (Arc::clone(&served), serves, backend)));
             catalogue.insert(served);
         }
     }
@@ -111,7 +114,9 @@ impl Place<'_> {
         let started = Instant::now();
         let mut backends: Vec<Box<dyn Backend>> = Vec::new();
         let mut instances = Vec::new();
+        let mut serves = Vec::new();
         for group in groups(own) {
+            let tiers = group.serves(&self.config.topology.tiers);
             let gpus = if group.gpus.is_empty() { vec![0] } else { group.gpus.clone() };
             for gpu in gpus {
                 for _ in 0..group.count {
@@ -119,6 +124,7 @@ impl Place<'_> {
                         self.runtime.open(file, &group, gpu).map_err(|source| self.error(source))?;
                     backends.push(Box::new(backend));
                     instances.push(group.kind);
+                    serves.push(tiers);
                 }
             }
         }
@@ -164,6 +170,7 @@ impl Place<'_> {
             rules,
             pickup: Pickup::new(&weights, policy),
             instances: instances.into_iter().map(|kind| kind.as_str().to_owned()).collect(),
+            serves,
             stats: Stats::new(weights.len()),
         });
         for (rows, took) in runs {

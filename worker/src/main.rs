@@ -88,7 +88,11 @@ fn main() -> ExitCode {
 }
 
 fn check(config: &Config) -> ExitCode {
-    match millrace_worker::model::repository::scan(&config.models.repository, &config.models.serve) {
+    match millrace_worker::model::repository::scan(
+        &config.models.repository,
+        &config.models.serve,
+        &config.topology.tiers,
+    ) {
         Ok(models) => {
             for (name, found) in models {
                 println!("model {name}: versions {:?}", found.versions.keys().collect::<Vec<_>>());

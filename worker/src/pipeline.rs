@@ -7,18 +7,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millrace_common::amqp::connection::{ConnectError, Connector, wait_up};
-use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
+use millrace_common::amqp::consumer::{ConsumerGroup, Demand, Subscription};
 use millrace_common::amqp::inspect::missing;
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{ApplyError, Names, Topology, apply};
 use millrace_common::directory::Directory;
+use millrace_common::fleet::ANNOUNCE_EVERY;
 use millrace_common::lifecycle::Lifecycle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::catalogue::Catalogue;
 use crate::config::Config;
+use crate::inbound::demand::{Bounds, Load, Tuner};
 use crate::inbound::intake::{DEAD_BUDGET_UNITS, Intake, Route};
 use crate::job::{Settlement, Verdict};
 use crate::load::{Loaded, StartError};
@@ -67,11 +69,11 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     let max_bytes = config.replies.max_in_flight_bytes;
     tasks.spawn(Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes).run(incoming));
     let mut instances = Vec::new();
-    for (served, backend) in loaded.backends {
+    for (served, serves, backend) in loaded.backends {
         let max_reply_bytes = config.limits.max_body_bytes;
-        instances.push(instance::spawn(backend, served, max_reply_bytes, settlements.clone())?);
+        instances.push(instance::spawn(backend, serves, served, max_reply_bytes, settlements.clone())?);
     }
-    let (routes, subscriptions) = routes(&config, &loaded.catalogue, &names);
+    let (routes, subscriptions, mut tuned) = routes(&config, &loaded.catalogue, &names);
     let intake = Arc::new(Intake {
         routes,
         catalogue: Arc::clone(&loaded.catalogue),
@@ -94,6 +96,16 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         catalogue: Arc::clone(&loaded.catalogue),
         topology: config.topology.clone(),
         publisher: publisher.clone(),
+    });
+    let (looking, stopping) = (Arc::clone(&directory), tasks.clone());
+    tasks.spawn(async move {
+        let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => tuned.iter_mut().for_each(|tuned| tuned.look(&looking)),
+                () = stopping.stopping() => return,
+            }
+        }
     });
     let (telling, stopping, lanes) = (Arc::clone(&announcer), tasks.clone(), Arc::clone(&intake));
     tasks.spawn(async move {
@@ -161,41 +173,79 @@ fn publisher_options(config: &Config) -> PublisherOptions {
 
 fn routes(
     config: &Config,
-    catalogue: &Catalogue,
+    catalogue: &Arc<Catalogue>,
     names: &Names,
-) -> (HashMap<String, Route>, Vec<Subscription>) {
+) -> (HashMap<String, Route>, Vec<Subscription>, Vec<Tuned>) {
     let mut routes = HashMap::new();
     let mut subscriptions = Vec::new();
+    let mut tuned = Vec::new();
     for model in catalogue.names() {
-        let prefetch = prefetch(config, catalogue, model);
         for (number, tier) in config.topology.tiers.iter().enumerate() {
             let queue = names.request_queue(model, &tier.name);
             let key = Names::request_key(model, &tier.name);
             let budget = Duration::from_millis(tier.default_budget_ms);
             let route = Route::new(model.to_owned(), number, key, budget, config.scheduling.lane_max_bytes);
-            subscriptions.push(Subscription { queue: queue.as_str().into(), prefetch });
+            let (tuning, demand) = Tuned::new(config, catalogue, model, number);
+            tuned.push(tuning);
+            subscriptions.push(Subscription::following(queue.as_str(), demand));
             routes.insert(queue, route);
         }
     }
-    subscriptions.push(Subscription { queue: names.dead_inbox().into(), prefetch: DEAD_PREFETCH });
-    (routes, subscriptions)
+    subscriptions.push(Subscription::fixed(names.dead_inbox(), DEAD_PREFETCH));
+    (routes, subscriptions, tuned)
 }
 
-/// One batch running and one forming for each instance, and what they run while confirms are awaited; of a slow model, or on a
-/// slow machine, no more than a short time's work: what one worker hoards others cannot run.
-fn prefetch(config: &Config, catalogue: &Catalogue, model: &str) -> u16 {
-    let wait_us = u64::from(config.scheduling.prefetch_wait_ms) * 1000;
-    let wanted: u64 = catalogue
-        .versions(model)
-        .map(|served| {
-            let instances = served.instances.len() as u64;
-            let pace = served.pickup.pace();
-            let batches = u64::from(pace.most_rows) * (instances + 1);
-            let meanwhile = pace.row_us.map_or(0, |row_us| wait_us * instances / row_us.max(1));
-            batches + meanwhile.min(config.scheduling.prefetch_extra.into())
-        })
-        .sum();
-    u16::try_from(wanted).unwrap_or(u16::MAX)
+/// A route whose consumer follows what the worker can do.
+struct Tuned {
+    catalogue: Arc<Catalogue>,
+    model: String,
+    tier: usize,
+    tuner: Tuner,
+    /// Requests and rows served at the last look.
+    served: (u64, u64),
+    demand: watch::Sender<Demand>,
+}
+
+impl Tuned {
+    fn new(
+        config: &Config,
+        catalogue: &Arc<Catalogue>,
+        model: &str,
+        tier: usize,
+    ) -> (Self, watch::Receiver<Demand>) {
+        let bounds = Bounds {
+            extra: config.scheduling.prefetch_extra,
+            wait_us: u64::from(config.scheduling.prefetch_wait_ms) * 1000,
+        };
+        let tuner = Tuner::new(bounds, loads(catalogue, model, tier));
+        let (demand, following) = watch::channel(tuner.demand());
+        let (catalogue, model) = (Arc::clone(catalogue), model.to_owned());
+        (Self { catalogue, model, tier, tuner, served: (0, 0), demand }, following)
+    }
+
+    fn look(&mut self, directory: &Directory) {
+        let versions = || self.catalogue.versions(&self.model).map(|served| &served.stats);
+        let served = versions().fold((0, 0), |(requests, rows), stats| {
+            (requests + stats.requests_of(self.tier), rows + stats.rows_of(self.tier))
+        });
+        let lately = (served.0 - self.served.0, served.1 - self.served.1);
+        self.served = served;
+        let own = self.catalogue.find(&self.model, None);
+        let own = own.and_then(|served| served.status(true).rows_per_second());
+        let speeds = (own, directory.fastest(&self.model));
+        if let Some(demand) = self.tuner.look(loads(&self.catalogue, &self.model, self.tier), lately, speeds)
+        {
+            // A worker without consumers is ending.
+            let _ = self.demand.send(demand);
+        }
+    }
+}
+
+fn loads(catalogue: &Catalogue, model: &str, tier: usize) -> impl Iterator<Item = Load> {
+    catalogue.versions(model).map(move |served| {
+        let instances = served.serves.iter().filter(|serves| serves.contains(tier)).count() as u64;
+        Load { instances, pace: served.pickup.pace() }
+    })
 }
 
 impl Worker {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -27,10 +27,30 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 /// A queue to consume from.
 #[derive(Clone, Debug)]
 pub struct Subscription {
-    /// Queue name.
-    pub queue: Arc<str>,
+    queue: Arc<str>,
+    demand: watch::Receiver<Demand>,
+}
+
+/// What a consumer asks of the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
     /// Unacknowledged deliveries the broker may have with this consumer at a time.
     pub prefetch: u16,
+    /// Consumers of a higher priority are served first, as long as they have room.
+    pub priority: i16,
+}
+
+impl Subscription {
+    /// A consumer that asks for the same all the time.
+    pub fn fixed(queue: impl Into<Arc<str>>, prefetch: u16) -> Self {
+        let (_, demand) = watch::channel(Demand { prefetch, priority: 0 });
+        Self { queue: queue.into(), demand }
+    }
+
+    /// A consumer that follows what its owner sends.
+    pub fn following(queue: impl Into<Arc<str>>, demand: watch::Receiver<Demand>) -> Self {
+        Self { queue: queue.into(), demand }
+    }
 }
 
 /// A message received.
@@ -193,28 +213,40 @@ impl<A: Accept> Session<A> {
         waiting: &Arc<Notify>,
     ) -> lapin::Result<Forwarder> {
         let channel = link.connection.create_channel().await?;
-        channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await?;
-        let stream = channel
-            .basic_consume(
-                subscription.queue.as_ref().into(),
-                "".into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await?;
-        let waiting = Arc::clone(waiting);
-        let ledger = Ledger::new(channel.clone(), link.generation, subscription.prefetch, waiting);
+        let mut following = subscription.demand.clone();
+        let demand = *following.borrow_and_update();
         let queue = Arc::clone(&subscription.queue);
-        let prefetch = subscription.prefetch;
-        Ok(Forwarder { channel, stream, queue, prefetch, ledger, received: VecDeque::new() })
+        let stream = consume(&channel, &queue, demand).await?;
+        let ledger = Ledger::new(channel.clone(), link.generation, demand.prefetch, Arc::clone(waiting));
+        Ok(Forwarder {
+            channel,
+            stream,
+            queue,
+            demand,
+            following: Some(following),
+            ledger,
+            received: VecDeque::new(),
+        })
     }
+}
+
+async fn consume(channel: &lapin::Channel, queue: &str, demand: Demand) -> lapin::Result<lapin::Consumer> {
+    // Counts for consumers that come after it.
+    channel.basic_qos(demand.prefetch, BasicQosOptions::default()).await?;
+    let mut arguments = FieldTable::default();
+    if demand.priority != 0 {
+        arguments.insert("x-priority".into(), AMQPValue::ShortInt(demand.priority));
+    }
+    channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await
 }
 
 struct Forwarder {
     channel: lapin::Channel,
     stream: lapin::Consumer,
     queue: Arc<str>,
-    prefetch: u16,
+    demand: Demand,
+    /// `None` once its owner will send nothing more.
+    following: Option<watch::Receiver<Demand>>,
     ledger: Arc<Ledger>,
     /// Received and not yet accepted; the broker sends no more than the prefetch.
     received: VecDeque<Delivery>,
@@ -229,6 +261,7 @@ impl Forwarder {
         enum Event {
             Stop,
             Came(Option<lapin::Result<lapin::message::Delivery>>),
+            Demanded(Option<Demand>),
             Accepted,
         }
         loop {
@@ -253,6 +286,7 @@ impl Forwarder {
                     () = ended.cancelled() => return,
                     () = stop.cancelled(), if !is_accepting => Event::Stop,
                     came = self.stream.next() => Event::Came(came),
+                    demanded = demanded(&mut self.following) => Event::Demanded(demanded),
                 };
                 match event {
                     Event::Accepted => break,
@@ -268,14 +302,39 @@ impl Forwarder {
                         return warn!(queue = %self.queue, %error, "consumer failed");
                     }
                     Event::Came(None) => return debug!(queue = %self.queue, "consumer ended"),
+                    Event::Demanded(None) => self.following = None,
+                    Event::Demanded(Some(demand)) => {
+                        if let Err(error) = self.resubscribe(demand).await {
+                            return warn!(queue = %self.queue, %error, "cannot consume anew");
+                        }
+                        if !is_accepting && !self.received.is_empty() {
+                            break;
+                        }
+                    }
                 }
             }
         }
     }
 
+    /// Puts a consumer with other demands in the place of this one, on the same channel, so that tickets stay good. For a
+    /// moment both are served.
+    async fn resubscribe(&mut self, demand: Demand) -> lapin::Result<()> {
+        debug!(queue = %self.queue, ?demand, "consuming anew");
+        let stream = consume(&self.channel, &self.queue, demand).await?;
+        let mut former = std::mem::replace(&mut self.stream, stream);
+        self.demand = demand;
+        self.ledger.resize(demand.prefetch);
+        self.channel.basic_cancel(former.tag(), BasicCancelOptions::default()).await?;
+        while let Some(delivery) = former.next().await {
+            let delivery = self.convert(delivery?);
+            self.received.push_back(delivery);
+        }
+        Ok(())
+    }
+
     /// Completes when the broker has done everything that was asked of it on this channel; any call that it answers would do.
     async fn sync(&self) {
-        if let Err(error) = self.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await {
+        if let Err(error) = self.channel.basic_qos(self.demand.prefetch, BasicQosOptions::default()).await {
             debug!(queue = %self.queue, %error, "the last acknowledgements may not have arrived");
         }
     }
@@ -309,4 +368,11 @@ impl Forwarder {
             ticket: self.ledger.ticket(delivery.delivery_tag),
         }
     }
+}
+
+/// The next demand; `None` when there will be no other.
+async fn demanded(following: &mut Option<watch::Receiver<Demand>>) -> Option<Demand> {
+    let Some(receiver) = following else { return std::future::pending().await };
+    receiver.changed().await.ok()?;
+    Some(*receiver.borrow_and_update())
 }

@@ -78,7 +78,7 @@ pub(super) fn flush(ledgers: &[Arc<Ledger>]) -> bool {
     waiting.count() > 0
 }
 
-/// The deliveries of one channel that are not settled yet. Tags count from 1, one consumer a channel.
+/// The deliveries of one channel that are not settled yet. Tags count from 1.
 #[derive(Debug)]
 pub(super) struct Ledger {
     channel: Channel,
@@ -106,12 +106,16 @@ struct Book {
 impl Book {
     fn new(prefetch: u16) -> Self {
         Self {
-            enough: ENOUGH.min(usize::from(prefetch) / 2).max(1),
+            enough: Self::enough(prefetch),
             settled: 0,
             finished: BTreeSet::new(),
             passed: BTreeSet::new(),
             overdue: BTreeSet::new(),
         }
+    }
+
+    fn enough(prefetch: u16) -> usize {
+        ENOUGH.min(usize::from(prefetch) / 2).max(1)
     }
 
     /// Moves over the prefix that is finished or settled; returns its last finished delivery.
@@ -156,6 +160,11 @@ impl Ledger {
         waiting: Arc<Notify>,
     ) -> Arc<Self> {
         Arc::new(Self { channel, generation, book: Mutex::new(Book::new(prefetch)), waiting })
+    }
+
+    /// Takes another prefetch window into account.
+    pub(super) fn resize(&self, prefetch: u16) {
+        self.book().enough = Book::enough(prefetch);
     }
 
     /// The ticket of a delivery just received.

@@ -33,7 +33,7 @@ impl Names {
     }
 
     /// The routing key of a request.
-    pub fn request_key(model: &str, tier: &Tier) -> String {
+    pub fn request_key(model: &str, tier: impl fmt::Display) -> String {
         format!("{model}.{tier}")
     }
 

@@ -16,8 +16,8 @@ pub const MAX_RANK: usize = 16;
 pub const MAX_PARAMETERS: usize = 64;
 /// Longest tensor or parameter name in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
-/// Longest `id` in bytes.
-pub const MAX_ID_BYTES: usize = 256;
+/// Longest `id` in bytes. Requests that travel as one are told apart by it.
+pub const MAX_ID_BYTES: usize = 4096;
 
 /// The tensor parameter that gives the length of its raw bytes.
 pub(super) const BINARY_DATA_SIZE: &str = "binary_data_size";

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use millrace_common::config::load::{Invalid, Validate};
-use millrace_common::config::sections::within;
+use millrace_common::config::sections::{TierSettings, within};
+use millrace_common::tier::Tier;
 use serde::Deserialize;
+
+use crate::schedule::tier_set::TierSet;
 
 /// `<repository>/<model>/config.toml`, with Triton's names.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -68,13 +71,33 @@ pub struct InstanceGroup {
     pub gpus: Vec<u32>,
     /// Threads inside one run, on the CPU. One gives the best throughput and tail; more give a shorter single run.
     pub intra_threads: u32,
+    /// Tiers that its instances serve; empty means all. Instances of one tier alone are reserved for it: its requests never wait
+    /// for another's batch, and nobody else uses them.
+    pub tiers: Vec<Tier>,
     /// Whether nodes that a GPU provider cannot run may run on the CPU. A graph may need it for shape computations.
     pub allow_cpu_fallback: bool,
 }
 
 impl Default for InstanceGroup {
     fn default() -> Self {
-        Self { count: 1, kind: InstanceKind::Cpu, gpus: vec![], intra_threads: 1, allow_cpu_fallback: false }
+        Self {
+            count: 1,
+            kind: InstanceKind::Cpu,
+            gpus: vec![],
+            intra_threads: 1,
+            tiers: vec![],
+            allow_cpu_fallback: false,
+        }
+    }
+}
+
+impl InstanceGroup {
+    /// The numbers of the tiers that its instances serve.
+    pub fn serves(&self, tiers: &[TierSettings]) -> TierSet {
+        if self.tiers.is_empty() {
+            return TierSet::ALL;
+        }
+        TierSet::of((0..tiers.len()).filter(|&number| self.tiers.contains(&tiers[number].name)))
     }
 }
 
@@ -125,6 +148,33 @@ pub enum VersionPolicy {
 impl Default for VersionPolicy {
     fn default() -> Self {
         Self::Latest { num_versions: 1 }
+    }
+}
+
+impl ModelConfig {
+    /// Checks the instance groups' tiers against those there are.
+    ///
+    /// # Errors
+    /// When a group names another, or none serves one of them: its requests would wait for ever.
+    pub fn check_tiers(&self, tiers: &[TierSettings]) -> Result<(), Invalid> {
+        let known = || tiers.iter().map(|tier| tier.name.to_string()).collect::<Vec<_>>().join(", ");
+        let mut named = self.instance_group.iter().flat_map(|group| &group.tiers);
+        if let Some(unknown) = named.find(|named| !tiers.iter().any(|tier| tier.name == **named)) {
+            return Err(Invalid::new(
+                "instance_group.tiers",
+                unknown,
+                format!("topology.tiers has {}", known()),
+            ));
+        }
+        let is_served = |number| self.instance_group.iter().any(|group| group.serves(tiers).contains(number));
+        match (0..tiers.len()).find(|&number| !self.instance_group.is_empty() && !is_served(number)) {
+            None => Ok(()),
+            Some(number) => Err(Invalid::new(
+                "instance_group.tiers",
+                format!("without {}", tiers[number].name),
+                "name every tier in some group, or leave `tiers` out of one",
+            )),
+        }
     }
 }
 

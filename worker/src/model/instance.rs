@@ -14,13 +14,15 @@ use crate::catalogue::ServedVersion;
 use crate::job::{Answer, Job, Settlement, Verdict};
 use crate::schedule::batch::{BatchError, BatchInput, BatchOutput, split, stack};
 use crate::schedule::pickup::Collected;
+use crate::schedule::tier_set::TierSet;
 
-/// Starts an instance on its own thread; it ends when the version's pickup closes.
+/// Starts an instance of these tiers on its own thread; it ends when the version's pickup closes.
 ///
 /// # Errors
 /// When the system has no thread to give.
 pub fn spawn(
     mut backend: Box<dyn Backend>,
+    serves: TierSet,
     served: Arc<ServedVersion>,
     max_reply_bytes: usize,
     settlements: mpsc::Sender<Vec<Settlement>>,
@@ -28,7 +30,7 @@ pub fn spawn(
     let name = format!("{}:{}", served.model, served.version);
     std::thread::Builder::new().name(name).spawn(move || {
         let send = |settled: Vec<Settlement>| settlements.blocking_send(settled).is_ok();
-        while let Some(Collected { batch, expired, charged }) = served.pickup.collect() {
+        while let Some(Collected { batch, expired, charged }) = served.pickup.collect(serves) {
             let expired: Vec<Settlement> = expired.into_iter().map(too_late).collect();
             if !expired.is_empty() && !send(expired) {
                 return;
@@ -102,7 +104,7 @@ impl Run<'_> {
         self.served.stats.count_run(total, busy);
         self.served.pickup.ran(batch.iter().map(|job| (job.tier, job.rows)), self.charged, busy);
         for job in batch {
-            self.served.stats.count_rows(job.tier, u64::from(job.rows));
+            self.served.stats.count_request(job.tier, u64::from(job.rows));
         }
         debug!(model = %self.served.model, rows = total, jobs = batch.len(), ?busy, "ran a batch");
         Ok(answers?)

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use millrace_common::config::load::{Invalid, Validate};
+use millrace_common::config::sections::TierSettings;
 use millrace_common::tier::check_name;
 use tracing::warn;
 
@@ -76,7 +77,11 @@ pub enum RepositoryError {
 ///
 /// # Errors
 /// [`RepositoryError`].
-pub fn scan(repository: &Path, serve: &[String]) -> Result<BTreeMap<String, Found>, RepositoryError> {
+pub fn scan(
+    repository: &Path,
+    serve: &[String],
+    tiers: &[TierSettings],
+) -> Result<BTreeMap<String, Found>, RepositoryError> {
     let mut models = BTreeMap::new();
     for (name, path) in folders(repository)? {
         if !serve.is_empty() && !serve.contains(&name) {
@@ -86,7 +91,7 @@ pub fn scan(repository: &Path, serve: &[String]) -> Result<BTreeMap<String, Foun
             warn!(folder = %path.display(), %error, "not a model, left alone");
             continue;
         }
-        models.insert(name, read_model(&path)?);
+        models.insert(name, read_model(&path, tiers)?);
     }
     if let Some(name) = serve.iter().find(|name| !models.contains_key(*name)) {
         return Err(RepositoryError::Missing { name: name.clone(), path: repository.to_owned() });
@@ -97,8 +102,10 @@ pub fn scan(repository: &Path, serve: &[String]) -> Result<BTreeMap<String, Foun
     Ok(models)
 }
 
-fn read_model(path: &Path) -> Result<Found, RepositoryError> {
-    let config = read_config(&path.join("config.toml"))?;
+fn read_model(path: &Path, tiers: &[TierSettings]) -> Result<Found, RepositoryError> {
+    let config_path = path.join("config.toml");
+    let config = read_config(&config_path)?;
+    config.check_tiers(tiers).map_err(|source| RepositoryError::Config { path: config_path, source })?;
     let mut versions = BTreeMap::new();
     for (name, folder) in folders(path)? {
         // Strictly canonical, so that `1` and `01` cannot both claim to be version 1.
@@ -176,7 +183,8 @@ mod tests {
         ] {
             touch(root.path(), file);
         }
-        let versions = || scan(root.path(), &[]).unwrap()["a"].versions.keys().copied().collect::<Vec<_>>();
+        let versions =
+            || scan(root.path(), &[], &[]).unwrap()["a"].versions.keys().copied().collect::<Vec<_>>();
         assert_eq!(versions(), [10]);
         std::fs::write(root.path().join("a/config.toml"), "version_policy = { all = {} }").unwrap();
         assert_eq!(versions(), [1, 9, 10]);
@@ -191,15 +199,15 @@ mod tests {
     #[test]
     fn what_cannot_be_served_is_an_error_with_a_remedy() {
         let root = tempfile::tempdir().unwrap();
-        assert!(matches!(scan(root.path(), &[]), Err(RepositoryError::Empty { .. })));
-        assert!(matches!(scan(&root.path().join("x"), &[]), Err(RepositoryError::Read { .. })));
+        assert!(matches!(scan(root.path(), &[], &[]), Err(RepositoryError::Empty { .. })));
+        assert!(matches!(scan(&root.path().join("x"), &[], &[]), Err(RepositoryError::Read { .. })));
         std::fs::create_dir(root.path().join("a")).unwrap();
-        assert!(matches!(scan(root.path(), &[]), Err(RepositoryError::NoVersion { .. })));
+        assert!(matches!(scan(root.path(), &[], &[]), Err(RepositoryError::NoVersion { .. })));
         touch(root.path(), "a/1/model.onnx");
-        assert!(matches!(scan(root.path(), &["b".to_owned()]), Err(RepositoryError::Missing { .. })));
+        assert!(matches!(scan(root.path(), &["b".to_owned()], &[]), Err(RepositoryError::Missing { .. })));
         std::fs::write(root.path().join("a/config.toml"), "max_batch_size = 0").unwrap();
-        assert!(matches!(scan(root.path(), &[]), Err(RepositoryError::Config { .. })));
+        assert!(matches!(scan(root.path(), &[], &[]), Err(RepositoryError::Config { .. })));
         std::fs::write(root.path().join("a/config.toml"), "max_batch = 1").unwrap();
-        assert!(matches!(scan(root.path(), &[]), Err(RepositoryError::Syntax { .. })));
+        assert!(matches!(scan(root.path(), &[], &[]), Err(RepositoryError::Syntax { .. })));
     }
 }

@@ -1,96 +1,174 @@
 //! A lane: the requests of one tier that wait in this worker for one model version.
+//!
+//! Its tenants share the lane's time alike: the one that has had the least goes first. One that comes anew begins where the
+//! others are, so that nobody saves time up. Source: P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queuing", SIGCOMM 1996.
 
-use std::collections::{HashMap, VecDeque};
+mod line;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
 use std::hash::Hash;
 use std::time::Instant;
+
+use self::line::Line;
+
+/// Tenants with nothing waiting that are remembered, at most. With more than half of them still ahead of all others, everybody
+/// begins anew: names can be made up.
+const REMEMBERED: usize = 4096;
 
 /// What the scheduler must know of a request. Implemented by `Job`, and by plain structs in property tests.
 pub trait Waiting {
     /// Requests of equal keys may share a batch.
-    type Key: Clone + Eq + Hash + std::fmt::Debug;
+    type Key: Clone + Eq + Hash + Debug;
+    /// Whom requests are accounted to.
+    type Tenant: Clone + Ord + Hash + Debug;
 
     /// Its key.
     fn key(&self) -> &Self::Key;
+    /// Its tenant.
+    fn tenant(&self) -> &Self::Tenant;
     /// Rows it adds to a batch.
     fn rows(&self) -> u32;
     /// When it came.
     fn arrived(&self) -> Instant;
     /// When nobody waits for it any more.
     fn deadline(&self) -> Option<Instant>;
-    /// Whether it goes before the normal ones of its tier.
+    /// Whether it goes before the normal ones of its tenant.
     fn is_urgent(&self) -> bool;
 }
 
-/// First in, first out per key, urgent requests first; keys in the order of their oldest request.
+/// First in, first out per tenant and key, urgent requests first.
 #[derive(Debug)]
 pub struct Lane<W: Waiting> {
-    by_key: HashMap<W::Key, VecDeque<(u64, W)>>,
+    tenants: HashMap<W::Tenant, Tenant<W>>,
+    /// The tenants that wait: time had, a number that tells who began to wait first, and who it is.
+    turns: BTreeSet<(u64, u64, W::Tenant)>,
+    /// Tenants with nothing waiting that have had more than those who wait.
+    ahead: HashMap<W::Tenant, u64>,
+    /// The time that whoever was served last had had.
+    reached: u64,
+    loads: HashMap<W::Key, Load>,
     next_sequence: u64,
     length: usize,
 }
 
+/// What waits of one key.
+#[derive(Debug, Default)]
+struct Load {
+    requests: usize,
+    rows: u64,
+}
+
+#[derive(Debug)]
+struct Tenant<W: Waiting> {
+    line: Line<W>,
+    /// Its place among the turns.
+    had: u64,
+    since: u64,
+}
+
 impl<W: Waiting> Default for Lane<W> {
     fn default() -> Self {
-        Self { by_key: HashMap::new(), next_sequence: 0, length: 0 }
+        Self {
+            tenants: HashMap::new(),
+            turns: BTreeSet::new(),
+            ahead: HashMap::new(),
+            reached: 0,
+            loads: HashMap::new(),
+            next_sequence: 0,
+            length: 0,
+        }
     }
 }
 
 impl<W: Waiting> Lane<W> {
-    /// Appends a request; an urgent one goes behind the urgent ones that already wait.
+    /// Appends a request; an urgent one goes behind the urgent ones of its tenant that already wait.
     pub fn push(&mut self, waiting: W) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.length += 1;
-        let queue = self.by_key.entry(waiting.key().clone()).or_default();
-        if waiting.is_urgent() {
-            let position = queue.partition_point(|(_, other)| other.is_urgent());
-            queue.insert(position, (sequence, waiting));
-        } else {
-            queue.push_back((sequence, waiting));
+        let load = self.loads.entry(waiting.key().clone()).or_default();
+        load.requests += 1;
+        load.rows += u64::from(waiting.rows());
+        if let Some(tenant) = self.tenants.get_mut(waiting.tenant()) {
+            return tenant.line.push(sequence, waiting);
         }
+        let name = waiting.tenant().clone();
+        let had = self.ahead.remove(&name).unwrap_or(0).max(self.reached);
+        let mut tenant = Tenant { line: Line::default(), had, since: sequence };
+        tenant.line.push(sequence, waiting);
+        self.turns.insert((had, sequence, name.clone()));
+        self.tenants.insert(name, tenant);
     }
 
-    /// The request whose turn it is: urgent before normal, then the oldest, over all keys.
+    fn in_turn(&self) -> impl Iterator<Item = &Line<W>> {
+        self.turns.iter().filter_map(|(_, _, name)| self.tenants.get(name)).map(|tenant| &tenant.line)
+    }
+
+    /// The request whose turn it is.
     pub fn front(&self) -> Option<&W> {
-        self.by_key
-            .values()
-            .filter_map(VecDeque::front)
-            .min_by_key(|(sequence, waiting)| (!waiting.is_urgent(), *sequence))
-            .map(|(_, waiting)| waiting)
+        self.in_turn().next().and_then(Line::front)
     }
 
     /// The next request with this key.
     pub fn front_of(&self, key: &W::Key) -> Option<&W> {
-        self.by_key.get(key)?.front().map(|(_, waiting)| waiting)
+        self.loads.get(key)?;
+        self.in_turn().find_map(|line| line.front_of(key))
     }
 
-    /// Takes the next request with this key.
-    pub fn pop_of(&mut self, key: &W::Key) -> Option<W> {
-        let queue = self.by_key.get_mut(key)?;
-        let (_, waiting) = queue.pop_front()?;
-        if queue.is_empty() {
-            self.by_key.remove(key);
-        }
+    /// Takes the next request with this key, whose tenant is charged `per_row` a row.
+    pub fn pop_of(&mut self, key: &W::Key, per_row: u64) -> Option<W> {
+        let name = self.front_of(key)?.tenant().clone();
+        let tenant = self.tenants.get_mut(&name)?;
+        let waiting = tenant.line.pop_of(key)?;
         self.length -= 1;
+        if let Some(load) = self.loads.get_mut(key) {
+            load.requests -= 1;
+            load.rows -= u64::from(waiting.rows());
+            if load.requests == 0 {
+                self.loads.remove(key);
+            }
+        }
+        self.charge(name, per_row.saturating_mul(waiting.rows().into()));
         Some(waiting)
     }
 
-    /// Rows waiting with this key, counted up to `enough`.
-    pub fn rows_of(&self, key: &W::Key, enough: u32) -> u32 {
-        let mut rows = 0u32;
-        for (_, waiting) in self.by_key.get(key).into_iter().flatten() {
-            rows = rows.saturating_add(waiting.rows());
-            if rows >= enough {
-                break;
+    /// Moves a tenant behind those who have had less.
+    fn charge(&mut self, name: W::Tenant, cost: u64) {
+        let Some(tenant) = self.tenants.get_mut(&name) else { return };
+        self.turns.remove(&(tenant.had, tenant.since, name.clone()));
+        self.reached = self.reached.max(tenant.had);
+        tenant.had = tenant.had.saturating_add(cost);
+        let had = tenant.had;
+        if !tenant.line.is_empty() {
+            self.turns.insert((had, tenant.since, name));
+            return;
+        }
+        self.tenants.remove(&name);
+        if self.tenants.is_empty() {
+            // Nobody waits who could be ahead of anybody.
+            self.ahead.clear();
+            self.reached = 0;
+            return;
+        }
+        if self.ahead.len() >= REMEMBERED {
+            self.ahead.retain(|_, had| *had > self.reached);
+            if self.ahead.len() > REMEMBERED / 2 {
+                self.ahead.clear();
             }
         }
-        rows
+        self.ahead.insert(name, had);
     }
 
-    /// The earliest deadline among the next `enough` requests with this key.
+    /// Rows waiting with this key.
+    pub fn rows_of(&self, key: &W::Key) -> u32 {
+        self.loads.get(key).map_or(0, |load| u32::try_from(load.rows).unwrap_or(u32::MAX))
+    }
+
+    /// The earliest deadline among `enough` of the requests with this key.
     pub fn deadline_of(&self, key: &W::Key, enough: u32) -> Option<Instant> {
-        let waiting = self.by_key.get(key).into_iter().flatten().take(enough as usize);
-        waiting.filter_map(|(_, waiting)| waiting.deadline()).min()
+        let waiting = self.in_turn().flat_map(|line| line.all_of(key)).take(enough as usize);
+        waiting.filter_map(Waiting::deadline).min()
     }
 
     /// Whether nothing waits.
@@ -104,8 +182,10 @@ impl<W: Waiting> Lane<W> {
     }
 
     /// Takes everything, in no particular order.
-    pub fn drain(&mut self) -> impl Iterator<Item = W> {
-        self.length = 0;
-        std::mem::take(&mut self.by_key).into_values().flatten().map(|(_, waiting)| waiting)
+    pub fn drain(&mut self) -> impl Iterator<Item = W> + use<W> {
+        std::mem::take(self).tenants.into_values().flat_map(|tenant| tenant.line.into_all())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,3 +13,4 @@ pub mod cost;
 pub mod lane;
 pub mod pickup;
 pub mod scheduler;
+pub mod tier_set;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::batcher::BatchPolicy;
 use super::lane::Waiting;
 use super::scheduler::{Next, Pace, Scheduler};
+use super::tier_set::TierSet;
 
 /// A scheduler shared between intake, which pushes, and instances, which collect.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Pickup<W: Waiting> {
 #[derive(Debug)]
 struct State<W: Waiting> {
     scheduler: Scheduler<W>,
+    /// Some instances do not serve every tier.
+    has_reserved: bool,
     is_closed: bool,
 }
 
@@ -38,7 +41,11 @@ impl<W: Waiting> Pickup<W> {
     /// An open pickup over empty lanes.
     pub fn new(weights: &[u32], policy: BatchPolicy) -> Self {
         Self {
-            state: Mutex::new(State { scheduler: Scheduler::new(weights, policy), is_closed: false }),
+            state: Mutex::new(State {
+                scheduler: Scheduler::new(weights, policy),
+                has_reserved: false,
+                is_closed: false,
+            }),
             changed: Condvar::new(),
         }
     }
@@ -53,20 +60,27 @@ impl<W: Waiting> Pickup<W> {
             return Err(waiting);
         }
         state.scheduler.push(tier, waiting);
+        let has_reserved = state.has_reserved;
         drop(state);
-        self.changed.notify_one();
+        if has_reserved {
+            // One alone might be one that does not serve the tier.
+            self.changed.notify_all();
+        } else {
+            self.changed.notify_one();
+        }
         Ok(())
     }
 
-    /// Blocks the instance's thread until a batch is due; `None` once closed.
-    pub fn collect(&self) -> Option<Collected<W>> {
+    /// Blocks the thread of an instance that serves these tiers until a batch is due; `None` once closed.
+    pub fn collect(&self, serves: TierSet) -> Option<Collected<W>> {
         let mut state = self.lock();
+        state.has_reserved |= serves != TierSet::ALL;
         loop {
             if state.is_closed {
                 return None;
             }
             let now = Instant::now();
-            state = match state.scheduler.next(now) {
+            state = match state.scheduler.next(serves, now) {
                 Next::Run { batch, expired, charged } => return Some(Collected { batch, expired, charged }),
                 Next::Idle => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Next::WaitUntil(due) => {
@@ -95,6 +109,11 @@ impl<W: Waiting> Pickup<W> {
     /// How fast an instance is, by what was learned.
     pub fn pace(&self) -> Pace {
         self.lock().scheduler.pace()
+    }
+
+    /// Rows that clients should join in one request, at most.
+    pub fn pack_rows(&self) -> u32 {
+        self.lock().scheduler.pack_rows()
     }
 
     /// What batches cost, as far as is known: rows, and microseconds of a batch of so many.

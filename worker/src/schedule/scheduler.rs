@@ -4,7 +4,7 @@
 //! of the time that its batch takes: as learned from the batches before when it is formed, and corrected when it has run.
 //! The highest tier with credit goes first, and a tier that was empty gets its round's credit at once, if it has not had
 //! it, so that its request is next after those of higher tiers that have credit too. Credit is not saved up while a tier is
-//! empty, and debt is not forgiven: only rounds pay it off.
+//! empty, and debt is not forgiven: only rounds pay it off. Inside a tier its tenants share alike, see [`super::lane`].
 //!
 //! Plain code: no clock, no channel; `now` is a parameter. Source of the algorithm: M. Shreedhar, G. Varghese,
 //! "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995.
@@ -14,9 +14,13 @@ use std::time::{Duration, Instant};
 use super::batcher::BatchPolicy;
 use super::cost::CostCurve;
 use super::lane::{Lane, Waiting};
+use super::tier_set::TierSet;
 
 /// Batches that a tier can owe.
 const MOST_DEBT: i64 = 4;
+/// The time that a pack's rows take, at most. A message costs client, broker and worker a quarter of a millisecond together
+/// (docs/benchmarks.md), which is little beside this.
+const PACK_TIME: Duration = Duration::from_millis(20);
 /// What publishing and confirming a reply takes, about.
 const WAY_BACK: Duration = Duration::from_millis(5);
 
@@ -116,6 +120,12 @@ impl<W: Waiting> Scheduler<W> {
         Pace { most_rows, row_us }
     }
 
+    /// Rows that clients should join in one request, at most: so many that the message costs little beside them, and not so
+    /// many that other instances lack work. 1 while nothing is known.
+    pub fn pack_rows(&self) -> u32 {
+        if self.costs.is_known() { self.costs.rows_within(PACK_TIME, self.most_rows()) } else { 1 }
+    }
+
     /// What batches cost.
     pub fn costs(&self) -> &CostCurve {
         &self.costs
@@ -139,8 +149,10 @@ impl<W: Waiting> Scheduler<W> {
     }
 
     /// The next batch, if one is due at `now`. Call it when an instance is free: batches form as late as possible.
-    pub fn next(&mut self, now: Instant) -> Next<W> {
-        let Some(first) = self.turn(|lane| !lane.is_empty()) else {
+    ///
+    /// The instance serves these tiers only.
+    pub fn next(&mut self, serves: TierSet, now: Instant) -> Next<W> {
+        let Some(first) = self.turn(serves, |lane| !lane.is_empty()) else {
             return Next::Idle;
         };
         let front = self.lanes[first].front().expect("the lane whose turn it is has a request");
@@ -148,18 +160,18 @@ impl<W: Waiting> Scheduler<W> {
         let arrived = front.arrived();
         let enough = self.most_rows();
         let mut rows = 0u32;
-        for lane in &self.lanes {
-            rows = rows.saturating_add(lane.rows_of(&key, enough));
+        for (_, lane) in self.lanes.iter().enumerate().filter(|(tier, _)| serves.contains(*tier)) {
+            rows = rows.saturating_add(lane.rows_of(&key));
         }
         match self.policy.is_ready(rows, enough, arrived, now) {
-            Ok(()) => self.form(&key, enough, self.costs.per_row(rows.min(enough)), now),
+            Ok(()) => self.form(serves, &key, enough, self.costs.per_row(rows.min(enough)), now),
             Err(due) => {
                 // Whoever waits for company must not miss a deadline for it.
                 let due = self.latest_start(&key, rows).map_or(due, |latest| latest.min(due));
                 if due > now {
                     Next::WaitUntil(due)
                 } else {
-                    self.form(&key, enough, self.costs.per_row(rows), now)
+                    self.form(serves, &key, enough, self.costs.per_row(rows), now)
                 }
             }
         }
@@ -182,17 +194,18 @@ impl<W: Waiting> Scheduler<W> {
 
     /// Takes requests of `key`, each from the lane whose turn it is, until the batch has `most` rows. `per_row` is what a row
     /// costs its tier.
-    fn form(&mut self, key: &W::Key, most: u32, per_row: i64, now: Instant) -> Next<W> {
+    fn form(&mut self, serves: TierSet, key: &W::Key, most: u32, per_row: i64, now: Instant) -> Next<W> {
         let mut batch = Vec::new();
         let mut expired = Vec::new();
         let mut rows = 0u32;
-        while let Some(tier) = self.turn(|lane| lane.front_of(key).is_some()) {
+        while let Some(tier) = self.turn(serves, |lane| lane.front_of(key).is_some()) {
             let front = self.lanes[tier].front_of(key).expect("just seen");
             let is_expired = front.deadline().is_some_and(|deadline| deadline <= now);
             if !is_expired && !fits(rows, front.rows(), most) {
                 break;
             }
-            let waiting = self.lanes[tier].pop_of(key).expect("just seen");
+            let price = if is_expired { 0 } else { per_row.unsigned_abs() };
+            let waiting = self.lanes[tier].pop_of(key, price).expect("just seen");
             if is_expired {
                 expired.push(waiting);
                 continue;
@@ -207,13 +220,14 @@ impl<W: Waiting> Scheduler<W> {
         Next::Run { batch, expired, charged: per_row }
     }
 
-    /// The highest tier with credit among the lanes that `offers` holds for.
+    /// The highest tier with credit among those that are served and whose lanes `offers` holds for.
     ///
     /// A new round starts only when no waiting tier has credit. Where some have, but offer nothing that fits the batch, the
     /// batch is filled from the least indebted of those that do: it is cheaper to run now than to run half empty, and
     /// the debt is paid back in later rounds.
-    fn turn(&mut self, offers: impl Fn(&Lane<W>) -> bool) -> Option<usize> {
-        let offering = |scheduler: &Self, tier: usize| offers(&scheduler.lanes[tier]);
+    fn turn(&mut self, serves: TierSet, offers: impl Fn(&Lane<W>) -> bool) -> Option<usize> {
+        let offering =
+            |scheduler: &Self, tier: usize| serves.contains(tier) && offers(&scheduler.lanes[tier]);
         let tiers = 0..self.lanes.len();
         if !tiers.clone().any(|tier| offering(self, tier)) {
             return None;

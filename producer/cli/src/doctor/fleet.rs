@@ -51,7 +51,7 @@ pub(super) async fn check(report: &mut Report, config: &Config, connector: &Conn
         format!("{}.doctor-{}", config.topology.names().status_exchange(), uuid::Uuid::now_v7().simple())
             .into();
     let topology = Topology::status_listener(&config.topology, &queue);
-    let subscription = Subscription { queue, prefetch: 100 };
+    let subscription = Subscription::fixed(queue, 100);
     let group =
         ConsumerGroup::spawn(connector.clone(), "doctor", topology, vec![subscription], Arc::clone(&ear));
     // What prevents it was reported already.

@@ -69,6 +69,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
 
+    /// Send each line in a message of its own. Otherwise lines of equal model and shape travel together where the model takes
+    /// them so; each still has its own answer
+    #[arg(long)]
+    no_pack: bool,
+
     /// Begin anew: drop the output and what is known of an interrupted run
     #[arg(long)]
     restart: bool,

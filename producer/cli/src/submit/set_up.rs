@@ -71,6 +71,9 @@ async fn prepare(global: &Global, arguments: &Arguments, stop: CancellationToken
     let mut config = global.load()?;
     config.requests.reply_expires_seconds = REPLIES_WAIT.as_secs();
     config.requests.reply_prefetch = config.requests.reply_prefetch.min(PREFETCH);
+    if arguments.no_pack {
+        config.requests.pack_linger_us = 0;
+    }
     let source = source(&arguments.input, &arguments.output)?;
     let state_path = StateFile::path(&arguments.output);
     let mut results = Results::open(&arguments.output).await?;

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::super::tier_set::TierSet;
 use super::*;
 
 #[derive(Clone, Debug, PartialEq)]
 struct Request {
     id: u32,
     key: u8,
+    tenant: u8,
     rows: u32,
     arrived: Instant,
     deadline: Option<Instant>,
@@ -19,8 +21,12 @@ struct Request {
 
 impl Waiting for Request {
     type Key = u8;
+    type Tenant = u8;
     fn key(&self) -> &u8 {
         &self.key
+    }
+    fn tenant(&self) -> &u8 {
+        &self.tenant
     }
     fn rows(&self) -> u32 {
         self.rows
@@ -46,14 +52,14 @@ fn policy(max_batch_size: u32) -> BatchPolicy {
 }
 
 fn request(id: u32, now: Instant) -> Request {
-    Request { id, key: 0, rows: 1, arrived: now, deadline: None, is_urgent: false }
+    Request { id, key: 0, tenant: 0, rows: 1, arrived: now, deadline: None, is_urgent: false }
 }
 
 proptest! {
-    /// Nothing is lost or doubled, batches keep to size and key, expired ones never run, order holds within tier and key.
+    /// Nothing is lost or doubled, batches keep to size and key, expired ones never run, order holds within tenant and key.
     #[test]
     fn every_request_leaves_once(
-        arrivals in prop::collection::vec((0usize..3, 0u8..3, 1u32..4, prop::option::of(0u64..20), any::<bool>()), 1..200),
+        arrivals in prop::collection::vec((0usize..3, 0u8..3, 0u8..4, 1u32..4, prop::option::of(0u64..20), any::<bool>()), 1..200),
         max_batch_size in 1u32..9,
         serve_every in 1usize..10,
     ) {
@@ -61,7 +67,7 @@ proptest! {
         let mut scheduler = Scheduler::new(&[8, 4, 1], policy(max_batch_size));
         let mut tier_of = HashMap::new();
         let mut left: Vec<Request> = Vec::new();
-        let mut serve = |scheduler: &mut Scheduler<Request>, now: Instant| match scheduler.next(now) {
+        let mut serve = |scheduler: &mut Scheduler<Request>, now: Instant| match scheduler.next(TierSet::ALL, now) {
             Next::Run { batch, expired, .. } => {
                 let rows: u32 = batch.iter().map(|r| r.rows).sum();
                 assert!(rows <= max_batch_size.max(3), "{rows} rows"); // one oversized request runs alone
@@ -77,12 +83,12 @@ proptest! {
             Next::WaitUntil(_) => panic!("there is no delay to wait for"),
             Next::Idle => false,
         };
-        for (id, (tier, key, rows, deadline, is_urgent)) in arrivals.iter().copied().enumerate() {
+        for (id, (tier, key, tenant, rows, deadline, is_urgent)) in arrivals.iter().copied().enumerate() {
             let now = start + Duration::from_millis(id as u64);
             let deadline = deadline.map(|ms| now + Duration::from_millis(ms));
             let id = u32::try_from(id).unwrap();
             tier_of.insert(id, tier);
-            scheduler.push(tier, Request { id, key, rows, arrived: now, deadline, is_urgent });
+            scheduler.push(tier, Request { id, key, tenant, rows, arrived: now, deadline, is_urgent });
             if (id as usize).is_multiple_of(serve_every) {
                 serve(&mut scheduler, now);
             }
@@ -98,7 +104,8 @@ proptest! {
         for (position, later) in order.iter().enumerate() {
             for earlier in &order[..position] {
                 let (a, b) = (&left[order.iter().position(|x| x == earlier).unwrap()], &left[position]);
-                let same = tier_of[earlier] == tier_of[later] && a.key == b.key && a.is_urgent == b.is_urgent;
+                let alike = a.key == b.key && a.tenant == b.tenant && a.is_urgent == b.is_urgent;
+                let same = tier_of[earlier] == tier_of[later] && alike;
                 let both_run = a.deadline.is_none() && b.deadline.is_none();
                 prop_assert!(!(same && both_run && earlier > later), "{} ran before {}", earlier, later);
             }
@@ -119,7 +126,7 @@ proptest! {
         }
         let mut served = vec![0u32; weights.len()];
         while served.iter().sum::<u32>() < total * 500 {
-            let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+            let Next::Run { batch, .. } = scheduler.next(TierSet::ALL, now) else { panic!("work waits") };
             served[batch[0].key as usize] += u32::try_from(batch.len()).unwrap();
         }
         let sum = f64::from(served.iter().sum::<u32>());
@@ -139,9 +146,9 @@ fn a_premium_request_that_finds_its_lane_empty_is_next() {
         scheduler.push(2, Request { key: 2, ..request(id, now) });
     }
     for _ in 0..50 {
-        scheduler.next(now);
+        scheduler.next(TierSet::ALL, now);
         scheduler.push(0, request(5000, now));
-        let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+        let Next::Run { batch, .. } = scheduler.next(TierSet::ALL, now) else { panic!("work waits") };
         assert_eq!(batch[0].id, 5000);
     }
 }
@@ -159,7 +166,7 @@ fn a_tier_that_empties_its_lane_again_and_again_gets_no_more_than_its_share() {
         if scheduler.waiting(1) == 0 {
             scheduler.push(1, Request { key: 1, rows: 64, ..request(100_000, now) });
         }
-        let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+        let Next::Run { batch, .. } = scheduler.next(TierSet::ALL, now) else { panic!("work waits") };
         served[usize::from(batch[0].key)] += batch.iter().map(|request| request.rows).sum::<u32>();
     }
     let share = f64::from(served[1]) / f64::from(served[0] + served[1]);
@@ -180,7 +187,9 @@ fn shares_are_of_time_not_of_rows() {
             scheduler.push(1, Request { key: 200, ..request(0, now) });
             scheduler.push(1, Request { key: 201, ..request(0, now) });
         }
-        let Next::Run { batch, charged, .. } = scheduler.next(now) else { panic!("work waits") };
+        let Next::Run { batch, charged, .. } = scheduler.next(TierSet::ALL, now) else {
+            panic!("work waits")
+        };
         let took = Duration::from_millis(10);
         let tier = usize::from(batch[0].key >= 200);
         scheduler.ran(batch.iter().map(|request| (tier, request.rows)), charged, took);
@@ -201,7 +210,9 @@ fn rows_of_one_size_that_take_unlike_times_are_charged_unlike() {
                 scheduler.push(tier, Request { key: u8::try_from(tier).unwrap(), ..request(0, now) });
             }
         }
-        let Next::Run { batch, charged, .. } = scheduler.next(now) else { panic!("work waits") };
+        let Next::Run { batch, charged, .. } = scheduler.next(TierSet::ALL, now) else {
+            panic!("work waits")
+        };
         let tier = usize::from(batch[0].key);
         // As with short and long sequences.
         let took = Duration::from_millis([2, 50][tier]);
@@ -223,10 +234,10 @@ fn a_batch_takes_no_longer_than_it_may() {
     for id in 0..64 {
         scheduler.push(0, request(id, now));
     }
-    assert!(matches!(scheduler.next(now), Next::Run { batch, .. } if batch.len() == 4));
+    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::Run { batch, .. } if batch.len() == 4));
     // One that is longer by itself still runs.
     scheduler.push(0, Request { key: 1, rows: 10, is_urgent: true, ..request(64, now) });
-    assert!(matches!(scheduler.next(now), Next::Run { batch, .. } if batch.len() == 1));
+    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::Run { batch, .. } if batch.len() == 1));
 }
 
 #[test]
@@ -236,7 +247,7 @@ fn tiers_share_a_batch_where_keys_agree() {
     for tier in 0..3 {
         scheduler.push(tier, request(u32::try_from(tier).unwrap(), now));
     }
-    let Next::Run { batch, .. } = scheduler.next(now) else { panic!("work waits") };
+    let Next::Run { batch, .. } = scheduler.next(TierSet::ALL, now) else { panic!("work waits") };
     assert_eq!(batch.iter().map(|r| r.id).collect::<Vec<_>>(), [0, 1, 2]);
 }
 
@@ -248,12 +259,14 @@ fn company_is_not_waited_for_past_a_deadline() {
     scheduler.learn(1, Duration::from_millis(5));
     let deadline = Some(now + Duration::from_millis(30));
     scheduler.push(0, Request { deadline: None, ..request(0, now) });
-    assert!(matches!(scheduler.next(now), Next::WaitUntil(due) if due == now + delay));
+    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::WaitUntil(due) if due == now + delay));
     scheduler.push(0, Request { deadline, ..request(1, now) });
     // Two rows take 10 ms, by the size known; half more, and the way back.
-    assert!(matches!(scheduler.next(now), Next::WaitUntil(due) if due == now + Duration::from_millis(10)));
+    assert!(
+        matches!(scheduler.next(TierSet::ALL, now), Next::WaitUntil(due) if due == now + Duration::from_millis(10))
+    );
     let later = now + Duration::from_millis(10);
-    assert!(matches!(scheduler.next(later), Next::Run { batch, .. } if batch.len() == 2));
+    assert!(matches!(scheduler.next(TierSet::ALL, later), Next::Run { batch, .. } if batch.len() == 2));
 }
 
 #[test]
@@ -262,7 +275,22 @@ fn an_idle_instance_waits_for_company_only_so_long() {
     let delay = Duration::from_millis(5);
     let mut scheduler = Scheduler::new(&[1], BatchPolicy { max_queue_delay: delay, ..policy(4) });
     scheduler.push(0, request(0, now));
-    assert!(matches!(scheduler.next(now), Next::WaitUntil(due) if due == now + delay));
-    assert!(matches!(scheduler.next(now + delay), Next::Run { batch, .. } if batch.len() == 1));
-    assert!(matches!(scheduler.next(now + delay), Next::Idle));
+    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::WaitUntil(due) if due == now + delay));
+    assert!(matches!(scheduler.next(TierSet::ALL, now + delay), Next::Run { batch, .. } if batch.len() == 1));
+    assert!(matches!(scheduler.next(TierSet::ALL, now + delay), Next::Idle));
+}
+
+#[test]
+fn a_reserved_instance_serves_its_tiers_only() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[8, 4, 1], policy(4));
+    let reserved = TierSet::of([0]);
+    for id in 0..10 {
+        scheduler.push(2, request(id, now));
+    }
+    assert!(matches!(scheduler.next(reserved, now), Next::Idle));
+    scheduler.push(0, request(50, now));
+    let Next::Run { batch, .. } = scheduler.next(reserved, now) else { panic!("premium work waits") };
+    assert_eq!(batch.iter().map(|r| r.id).collect::<Vec<_>>(), [50], "not filled up with others");
+    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::Run { batch, .. } if batch.len() == 4));
 }

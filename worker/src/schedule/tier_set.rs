@@ -1,0 +1,20 @@
+//! Which tiers an instance serves. Plain data.
+
+/// A set of tier numbers, of which there are 16 at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TierSet(u32);
+
+impl TierSet {
+    /// Every tier.
+    pub const ALL: Self = Self(u32::MAX);
+
+    /// These tiers only.
+    pub fn of(tiers: impl IntoIterator<Item = usize>) -> Self {
+        Self(tiers.into_iter().fold(0, |set, tier| set | (1 << tier)))
+    }
+
+    /// Whether the tier is one of them.
+    pub fn contains(self, tier: usize) -> bool {
+        self.0 & (1 << tier) != 0
+    }
+}
