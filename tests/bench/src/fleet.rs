@@ -35,16 +35,18 @@ pub(crate) enum Rows {
     /// One.
     Single,
     /// As many as the library packs by default.
-    #[expect(dead_code, reason = "the library does not pack yet")]
     Packed,
 }
 
 impl Rows {
-    /// What the comparison with peers measures; `Packed` joins it with the library's row packing.
-    pub(crate) const MEASURED: &[Self] = &[Self::Single];
+    /// What the comparison with peers measures.
+    pub(crate) const MEASURED: &[Self] = &[Self::Single, Self::Packed];
 
-    /// `Single` switches packing off, by `requests.pack_linger_us = 0`, once the library has it.
-    fn configure(self, _config: &mut Config) {}
+    fn configure(self, config: &mut Config) {
+        if self == Self::Single {
+            config.requests.pack_linger_us = 0;
+        }
+    }
 }
 
 /// Writes the model into a repository and returns its file.
