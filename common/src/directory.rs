@@ -9,7 +9,7 @@ use crate::amqp::connection::{Connector, LinkState};
 use crate::amqp::consumer::{Accept, ConsumerGroup, Delivery, Subscription};
 use crate::amqp::topology::Topology;
 use crate::config::sections;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, ModelStatus};
 
 /// Deliveries in flight to a listener; announcements are small and quickly read.
 const PREFETCH: u16 = 100;
@@ -61,9 +61,9 @@ impl Directory {
         self.now().pack_rows(model, version)
     }
 
-    /// The speed of the fastest worker, see [`Fleet::fastest`].
-    pub fn fastest(&self, model: &str) -> Option<f64> {
-        self.now().fastest(model)
+    /// How slow a worker is beside others, see [`Fleet::slowness`].
+    pub fn slowness(&self, own: &[ModelStatus]) -> f64 {
+        self.now().slowness(own)
     }
 
     fn now(&self) -> MutexGuard<'_, Fleet> {

@@ -66,13 +66,22 @@ pub struct ModelStatus {
     /// What batches cost, learned: rows, and microseconds of a batch of so many.
     #[serde(default)]
     pub costs_us: Vec<(u32, u64)>,
+    /// The same of batches that requests made up, the warm-up's left out.
+    #[serde(default)]
+    pub ran_us: Vec<(u32, u64)>,
 }
 
 impl ModelStatus {
-    /// Rows a second that its instances run in their largest batches, by what was learned.
-    pub fn rows_per_second(&self) -> Option<f64> {
-        let (rows, micros) = self.costs_us.last().filter(|(_, micros)| *micros > 0)?;
-        Some(f64::from(*rows) * 1e6 / *micros as f64 * self.instances.len() as f64)
+    /// How many times as long as `other` this one takes, by the batches of requests that both have run: the median over
+    /// their sizes.
+    pub fn slowness(&self, other: &Self) -> Option<f64> {
+        let mut ratios: Vec<f64> = Vec::new();
+        for (rows, own_us) in &self.ran_us {
+            let same = other.ran_us.iter().find(|(other_rows, _)| other_rows == rows);
+            ratios.extend(same.map(|(_, other_us)| (*own_us).max(1) as f64 / (*other_us).max(1) as f64));
+        }
+        ratios.sort_by(f64::total_cmp);
+        ratios.get(ratios.len() / 2).copied()
     }
 }
 
@@ -171,11 +180,22 @@ impl Fleet {
         meant.map(|served| served.pack_rows.min(served.max_batch_size)).min().unwrap_or(1).max(1)
     }
 
-    /// Rows a second of the fastest ready worker that serves the model's default version.
-    pub fn fastest(&self, model: &str) -> Option<f64> {
-        let served = self.workers().filter(|worker| worker.is_ready).flat_map(|worker| &worker.models);
-        let rates = served.filter(|served| served.name == model && served.is_default);
-        rates.filter_map(ModelStatus::rows_per_second).max_by(f64::total_cmp)
+    /// How many times as long as the fastest of the other workers that could stand in for it a worker takes to run a model:
+    /// those which serve every version of it that this one does. 1 where that is not known.
+    pub fn slowness(&self, own: &[ModelStatus]) -> f64 {
+        let stands_in = |worker: &&WorkerStatus| {
+            let serves = |own: &ModelStatus| {
+                worker.models.iter().any(|other| (&other.name, other.version) == (&own.name, own.version))
+            };
+            worker.is_ready && own.iter().all(serves)
+        };
+        let own_default = own.iter().find(|own| own.is_default);
+        let others = self.workers().filter(stands_in).flat_map(|worker| &worker.models);
+        let slowness = others.filter_map(|other| {
+            let own = own_default.filter(|own| (&own.name, own.version) == (&other.name, other.version))?;
+            own.slowness(other)
+        });
+        slowness.max_by(f64::total_cmp).unwrap_or(1.0)
     }
 
     /// Whether a ready worker serves this version of the model.

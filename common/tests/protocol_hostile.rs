@@ -7,6 +7,8 @@
 #[path = "hostile/amplifiers.rs"]
 mod amplifiers;
 mod arbitrary;
+#[path = "hostile/copies.rs"]
+mod copies;
 #[path = "hostile/document.rs"]
 mod document;
 #[path = "hostile/meter.rs"]

@@ -17,6 +17,7 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio::time::Instant;
 use tracing::debug;
 
+use crate::builder::Builder;
 use crate::config::Config;
 use crate::error::{ConnectError, Error};
 use crate::gate::Gate;
@@ -31,8 +32,6 @@ use crate::response::Response;
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 /// The longest that a request may wait, as the configuration's own bound.
 const LONGEST_BUDGET: Duration = Duration::from_secs(30 * 86_400);
-/// Orphaned replies handed over but not yet taken.
-const ORPHANS: usize = 256;
 
 /// Publishes requests and hands out their results. Cheap to clone; clones share connections and reply queue.
 #[derive(Clone, Debug)]
@@ -60,48 +59,6 @@ struct Inner {
     heard: OnceCell<()>,
 }
 
-/// How a client is set up, beyond its configuration.
-#[derive(Clone, Debug)]
-pub struct Builder {
-    config: Config,
-    name: String,
-    reply_key: Option<String>,
-}
-
-impl Builder {
-    /// The name shown in the broker's list of connections.
-    #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// Uses this reply key again, so that replies to an earlier process come to this one.
-    #[must_use]
-    pub fn reply_key(mut self, key: impl Into<String>) -> Self {
-        self.reply_key = Some(key.into());
-        self
-    }
-
-    /// Connects; replies that no request waits for are acknowledged and dropped.
-    ///
-    /// # Errors
-    /// [`ConnectError`].
-    pub async fn connect(self) -> Result<Client, ConnectError> {
-        Client::open(self, None).await
-    }
-
-    /// Connects; replies that no request waits for come out of the channel, which must be read. The reply queue outlives the
-    /// client, for the next one with the same reply key.
-    ///
-    /// # Errors
-    /// [`ConnectError`].
-    pub async fn connect_with_orphans(self) -> Result<(Client, mpsc::Receiver<Orphan>), ConnectError> {
-        let (sender, orphans) = mpsc::channel(ORPHANS);
-        Ok((Client::open(self, Some(sender)).await?, orphans))
-    }
-}
-
 impl Client {
     /// Connects with a fresh reply queue.
     ///
@@ -116,7 +73,10 @@ impl Client {
         Builder { config, name: "millrace-producer".to_owned(), reply_key: None }
     }
 
-    async fn open(builder: Builder, orphans: Option<mpsc::Sender<Orphan>>) -> Result<Self, ConnectError> {
+    pub(crate) async fn open(
+        builder: Builder,
+        orphans: Option<mpsc::Sender<Orphan>>,
+    ) -> Result<Self, ConnectError> {
         let Builder { config, name, reply_key } = builder;
         config.validate().map_err(ConfigError::from)?;
         let connector = Connector::new(&config.broker, &name)?;
@@ -196,9 +156,9 @@ impl Client {
         self.inner.reply_key.as_str()
     }
 
-    /// Requests confirmed or being published whose reply has not come.
+    /// Requests that have no answer; a pack counts besides its members.
     pub fn pending(&self) -> usize {
-        self.inner.pending.len()
+        self.inner.pending.len() + self.inner.packing.waiting()
     }
 
     /// Publishes a request and awaits its result, at most until its deadline.
@@ -224,13 +184,13 @@ impl Client {
     /// id, until its deadline. It may travel in a pack, as with [`Client::infer`].
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::Refused`], [`Error::UnknownOutcome`] or [`Error::Closed`].
+    /// [`Error::Invalid`], [`Error::Refused`], [`Error::UnknownOutcome`], [`Error::DeadlineExceeded`] or [`Error::Closed`].
     pub async fn submit(&self, request: Request) -> Result<Handle, Error> {
         match self.way(request, true) {
             Way::Alone(request, away) => self.submit_alone(request, away).await,
-            Way::Packed(taken, handle) => match taken.await {
-                Ok(()) => Ok(handle),
-                Err(_) => Err(handle.refusal().await),
+            Way::Packed(taken, handle) => match tokio::time::timeout_at(handle.deadline(), taken).await {
+                Ok(Ok(())) => Ok(handle),
+                _ => Err(handle.refusal().await),
             },
         }
     }

@@ -15,7 +15,7 @@ pub enum Error {
     /// The request contradicts itself; nothing was sent.
     #[error("the request cannot be sent: {0}")]
     Invalid(#[from] RequestError),
-    /// The broker refused it: it is in no queue and will not run.
+    /// The broker refused it: it is in no queue. It will not run; where it was sent again because its pack had failed, it may have.
     #[error("refused ({code}): {message}")]
     Refused {
         /// [`Code::Overloaded`] (the tier's queue is full), [`Code::UnknownModel`] (no such queue),
@@ -33,7 +33,7 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
-    /// The deadline passed. The broker had taken the request; it may still run, its result will be dropped.
+    /// The deadline passed. Mostly the broker had taken the request; it may still run, its result will be dropped.
     #[error("deadline exceeded: no reply within {budget:?}")]
     DeadlineExceeded {
         /// How long the caller was ready to wait.

@@ -27,7 +27,7 @@ enum Source {
     /// A reply of its own.
     Alone {
         replied: oneshot::Receiver<RawReply>,
-        early: Option<RawReply>,
+        early: Option<Box<RawReply>>,
         _place: Place,
         _away: Option<Away>,
     },
@@ -43,7 +43,7 @@ impl Handle {
         (deadline, budget): (Instant, Duration),
         client: Client,
     ) -> Self {
-        let source = Source::Alone { replied, early, _place: place, _away: away };
+        let source = Source::Alone { replied, early: early.map(Box::new), _place: place, _away: away };
         Self { source, deadline, budget, client }
     }
 
@@ -54,6 +54,10 @@ impl Handle {
         client: Client,
     ) -> Self {
         Self { source: Source::Packed(part), deadline, budget, client }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// Why the pack of this request was not taken.

@@ -31,6 +31,7 @@
 //! than once (a worker may die after running it), but the second answer is dropped here.
 #![warn(missing_docs)]
 
+mod builder;
 mod client;
 mod config;
 mod element;
@@ -45,7 +46,8 @@ mod request;
 mod response;
 mod stream;
 
-pub use client::{Builder, Client};
+pub use builder::Builder;
+pub use client::Client;
 pub use config::{Config, DEFAULTS, Requests};
 pub use element::Element;
 pub use error::{ConnectError, Error, RequestError};

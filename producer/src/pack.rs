@@ -78,9 +78,13 @@ fn key(request: &Request, budget: Duration) -> Key {
     part(&request.version.map_or([0; 8], u64::to_le_bytes));
     part(&[u8::from(request.version.is_some()), request.encoding as u8]);
     part(&deadline_class(budget).to_le_bytes());
+    // Counts first, so that no two requests are written alike.
+    part(&request.body.inputs.len().to_le_bytes());
+    part(&request.body.outputs.len().to_le_bytes());
     for input in &request.body.inputs {
         part(input.name.as_bytes());
         part(&[input.datatype as u8]);
+        part(&input.shape.len().to_le_bytes());
         for size in &input.shape[1..] {
             part(&size.to_le_bytes());
         }
@@ -103,6 +107,9 @@ fn deadline_class(budget: Duration) -> u64 {
     (ms >> shift) << shift
 }
 
+/// Requests that go by themselves after one has waited for company in vain.
+const AFTER_A_LONELY_ONE: u32 = 8;
+
 /// Requests that wait for company, by key, and how many of each key are away: sent and not answered.
 #[derive(Debug)]
 pub(crate) struct Lots<M> {
@@ -117,6 +124,8 @@ struct Lot<M> {
     size: Size,
     number: u64,
     away: u32,
+    /// Requests that need not wait for company.
+    excused: u32,
 }
 
 /// What comes of adding a request.
@@ -136,14 +145,17 @@ impl<M> Default for Lots<M> {
 
 impl<M> Default for Lot<M> {
     fn default() -> Self {
-        Self { members: Vec::new(), rows: 0, size: Size::default(), number: 0, away: 0 }
+        Self { members: Vec::new(), rows: 0, size: Size::default(), number: 0, away: 0, excused: 0 }
     }
 }
 
 impl<M> Lots<M> {
-    /// Whether any request of this key is away. Where none is, waiting for company would only cost time.
-    pub(crate) fn is_away(&self, key: &Key) -> bool {
-        self.by_key.get(key).is_some_and(|lot| lot.away > 0)
+    /// Whether a request of this key should wait for company: not where none is away, nor after one that waited in vain.
+    pub(crate) fn wants_company(&mut self, key: &Key) -> bool {
+        let Some(lot) = self.by_key.get_mut(key).filter(|lot| lot.away > 0) else { return false };
+        let is_excused = lot.excused > 0 && lot.members.is_empty();
+        lot.excused -= u32::from(is_excused);
+        !is_excused
     }
 
     /// Notes that a request or a pack of this key is sent.
@@ -191,7 +203,11 @@ impl<M> Lots<M> {
     /// Takes the lot of this number, if it still waits.
     pub(crate) fn close(&mut self, key: &Key, number: u64) -> Option<Vec<M>> {
         let lot = self.by_key.get_mut(key)?;
-        (lot.number == number && !lot.members.is_empty()).then(|| lot.take())
+        if lot.number != number || lot.members.is_empty() {
+            return None;
+        }
+        lot.excused = if lot.members.len() == 1 { AFTER_A_LONELY_ONE } else { 0 };
+        Some(lot.take())
     }
 }
 
@@ -264,7 +280,7 @@ fn row_ends(output: &Tensor, rows: usize) -> Option<RowEnds> {
         return None;
     }
     if output.datatype != Datatype::Bytes {
-        return (output.data.len() % rows == 0).then(|| RowEnds::Every(output.data.len() / rows));
+        return output.data.len().is_multiple_of(rows).then(|| RowEnds::Every(output.data.len() / rows));
     }
     let a_row =
         output.shape[1..].iter().try_fold(1usize, |count, &size| count.checked_mul(size.try_into().ok()?))?;

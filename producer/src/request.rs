@@ -64,7 +64,7 @@ impl Request {
         self
     }
 
-    /// The caller's own id; comes back with the reply and appears in logs.
+    /// The caller's own id; comes back with the reply, and appears in workers' logs where the request travels by itself.
     #[must_use]
     pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
         self.correlation_id = Some(id.into());

@@ -3,3 +3,6 @@
 
 mod shares;
 mod unequal;
+
+/// One test at a time: each is about what the machine can do.
+static MACHINE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

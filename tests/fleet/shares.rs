@@ -10,6 +10,8 @@ use millrace_producer::{Client, Request};
 use millrace_tests::stack::{ONE_INSTANCE, READY, Stack};
 use ndarray::Array2;
 
+use crate::MACHINE;
+
 /// With the default weights, and requests in flight, enough to keep every lane of every worker filled: free traffic floods,
 /// premium is the least.
 const TIERS: [(&str, f64, usize); 3] = [("premium", 8.0, 400), ("enterprise", 4.0, 500), ("free", 1.0, 1500)];
@@ -68,6 +70,7 @@ async fn shares(workers: usize) {
 
 #[tokio::test]
 async fn tiers_get_their_shares_of_one_worker_of_two_and_of_four() {
+    let _alone = MACHINE.lock().await;
     shares(1).await;
     shares(2).await;
     shares(4).await;

@@ -96,6 +96,7 @@ impl ServedVersion {
             batches: self.stats.batches.load(Ordering::Relaxed),
             busy_us: self.stats.busy_us.load(Ordering::Relaxed),
             costs_us: self.pickup.costs(),
+            ran_us: self.pickup.measured(),
         }
     }
 }
@@ -129,6 +130,12 @@ impl Catalogue {
     /// A model's versions, oldest first; the last is the default.
     pub fn versions(&self, model: &str) -> impl Iterator<Item = &Arc<ServedVersion>> {
         self.models.get(model).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The status of a model's versions.
+    pub fn statuses(&self, model: &str) -> Vec<ModelStatus> {
+        let statuses = self.all().filter(|(served, _)| served.model == model);
+        statuses.map(|(served, is_default)| served.status(is_default)).collect()
     }
 
     /// Every version of every model, and whether it is its model's default.

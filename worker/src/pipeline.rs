@@ -230,11 +230,9 @@ impl Tuned {
         });
         let lately = (served.0 - self.served.0, served.1 - self.served.1);
         self.served = served;
-        let own = self.catalogue.find(&self.model, None);
-        let own = own.and_then(|served| served.status(true).rows_per_second());
-        let speeds = (own, directory.fastest(&self.model));
-        if let Some(demand) = self.tuner.look(loads(&self.catalogue, &self.model, self.tier), lately, speeds)
-        {
+        let slowness = directory.slowness(&self.catalogue.statuses(&self.model));
+        let loads = loads(&self.catalogue, &self.model, self.tier);
+        if let Some(demand) = self.tuner.look(loads, lately, slowness) {
             // A worker without consumers is ending.
             let _ = self.demand.send(demand);
         }

@@ -21,6 +21,8 @@ pub use super::ticket::{Stale, Ticket};
 use super::topology::Topology;
 use crate::lifecycle::Lifecycle;
 
+/// How long the broker may take to put a consumer in the place of another.
+const RESUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last acknowledgements may take to arrive.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -286,7 +288,8 @@ impl Forwarder {
                     () = ended.cancelled() => return,
                     () = stop.cancelled(), if !is_accepting => Event::Stop,
                     came = self.stream.next() => Event::Came(came),
-                    demanded = demanded(&mut self.following) => Event::Demanded(demanded),
+                    // Between two deliveries only, so that former windows do not pile up.
+                    demanded = demanded(&mut self.following), if !is_accepting => Event::Demanded(demanded),
                 };
                 match event {
                     Event::Accepted => break,
@@ -304,11 +307,13 @@ impl Forwarder {
                     Event::Came(None) => return debug!(queue = %self.queue, "consumer ended"),
                     Event::Demanded(None) => self.following = None,
                     Event::Demanded(Some(demand)) => {
-                        if let Err(error) = self.resubscribe(demand).await {
-                            return warn!(queue = %self.queue, %error, "cannot consume anew");
-                        }
-                        if !is_accepting && !self.received.is_empty() {
-                            break;
+                        let resubscribing = self.resubscribe(demand);
+                        match tokio::time::timeout(RESUBSCRIBE_TIMEOUT, resubscribing).await {
+                            Ok(Ok(())) => break,
+                            Ok(Err(error)) => {
+                                return warn!(queue = %self.queue, %error, "cannot consume anew");
+                            }
+                            Err(_) => return warn!(queue = %self.queue, "no answer to consuming anew"),
                         }
                     }
                 }

@@ -1,4 +1,4 @@
-//! A global allocator that counts, per thread, the bytes alive and their peak.
+//! A global allocator that counts, per thread, allocations, the bytes alive and their peak.
 
 #![expect(
     unsafe_code,
@@ -17,6 +17,7 @@ thread_local! {
     // Constant and without a destructor: reading them allocates nothing.
     static ALIVE: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
+    static COUNT: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Runs `work` and returns with its result the most bytes that were alive at once on this thread, above those alive
@@ -28,7 +29,15 @@ pub(crate) fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, (PEAK.get() - before).unsigned_abs())
 }
 
+/// Runs `work` and returns with its result how often it asked for memory, a growing allocation each time that it grew.
+pub(crate) fn allocations_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = COUNT.get();
+    let result = work();
+    (result, COUNT.get() - before)
+}
+
 fn grow(bytes: usize) {
+    COUNT.set(COUNT.get() + 1);
     let alive = ALIVE.get() + bytes as isize;
     ALIVE.set(alive);
     PEAK.set(PEAK.get().max(alive));

@@ -1,21 +1,28 @@
 //! How much of a queue this worker takes ahead, and whether before others. Plain code.
 //!
 //! What one worker hoards others cannot run: it takes what its instances run in a short time, by what they have run lately. A
-//! queue's messages are dealt in turn to all who have room, so a worker that is much slower than the fastest stands back: it is
-//! served when that one has its fill.
+//! queue's messages are dealt in turn to all who have room, so a worker that is several times slower than another stands back:
+//! it is served when that one has its fill.
 
 use millrace_common::amqp::consumer::Demand;
 
 use crate::schedule::scheduler::Pace;
 
-/// Weight of the last look in the mean of rows a request.
-const WEIGHT: f64 = 0.3;
+/// The mean of rows a request goes over about so many requests.
+const REQUESTS: f64 = 100.0;
 /// Prefetch follows what is wanted when it differs by more than this.
 const TOLERANCE: f64 = 0.25;
+/// Looks between two changes, for consuming anew has its price.
+const APART: u32 = 10;
 /// Looks in a row that must agree on another priority.
 const AGREEING: u32 = 3;
-/// The lowest priority: a thousand times slower than the fastest.
-const LOWEST: i16 = -10;
+/// A worker stands back one step for each time that it is slower by this. Little slower ones help: behind a fast one they would
+/// have work only when that one's window is full, and its requests would wait for all of it.
+const STEP: f64 = 4.0;
+/// To come forward again it must be faster than the step by this.
+const MARGIN: f64 = 0.75;
+/// The lowest priority.
+const LOWEST: i32 = 10;
 
 /// What is served of a route's requests, and how fast.
 #[derive(Clone, Copy, Debug)]
@@ -43,13 +50,15 @@ pub struct Tuner {
     mean_rows: f64,
     demand: Demand,
     leaning: (i16, u32),
+    /// Looks since the last change.
+    since: u32,
 }
 
 impl Tuner {
     /// A route of which nothing is known but what the warm-up showed.
     pub fn new(bounds: Bounds, loads: impl Iterator<Item = Load>) -> Self {
-        let mut tuner =
-            Self { bounds, mean_rows: 1.0, demand: Demand { prefetch: 1, priority: 0 }, leaning: (0, 0) };
+        let demand = Demand { prefetch: 1, priority: 0 };
+        let mut tuner = Self { bounds, mean_rows: 1.0, demand, leaning: (0, 0), since: 0 };
         tuner.demand.prefetch = tuner.prefetch(loads);
         tuner
     }
@@ -59,29 +68,42 @@ impl Tuner {
         self.demand
     }
 
-    /// Looks at what was served since the last look, and at the speed (rows a second) of this worker and of the fastest one.
-    /// Returns what to ask instead, where that is another thing.
+    /// Looks at what was served since the last look, and at how many times slower than another this worker is. Returns what
+    /// to ask instead, where that is another thing.
+    ///
+    /// Where nothing was served nothing changes: there is nothing to win, and consuming anew may fail on a queue that has no
+    /// leader at the moment, where a consumer that stays waits in peace.
     pub fn look(
         &mut self,
         loads: impl Iterator<Item = Load>,
         (requests, rows): (u64, u64),
-        (own, fastest): (Option<f64>, Option<f64>),
+        slowness: f64,
     ) -> Option<Demand> {
-        if requests > 0 {
-            self.mean_rows += WEIGHT * (rows as f64 / requests as f64 - self.mean_rows);
+        self.since = self.since.saturating_add(1);
+        if requests == 0 {
+            return None;
+        }
+        let requests = requests as f64;
+        self.mean_rows += requests / (requests + REQUESTS) * (rows as f64 / requests - self.mean_rows);
+        let priority = priority(slowness, self.demand.priority);
+        self.leaning =
+            if self.leaning.0 == priority { (priority, self.leaning.1 + 1) } else { (priority, 1) };
+        if self.since < APART {
+            return None;
         }
         let before = self.demand;
         let wanted = self.prefetch(loads);
         if (f64::from(wanted) / f64::from(before.prefetch) - 1.0).abs() > TOLERANCE {
             self.demand.prefetch = wanted;
         }
-        let priority = own.zip(fastest).map_or(0, |(own, fastest)| priority(own, fastest));
-        self.leaning =
-            if self.leaning.0 == priority { (priority, self.leaning.1 + 1) } else { (priority, 1) };
         if self.leaning.1 >= AGREEING {
             self.demand.priority = priority;
         }
-        (self.demand != before).then_some(self.demand)
+        if self.demand == before {
+            return None;
+        }
+        self.since = 0;
+        Some(self.demand)
     }
 
     /// One batch running and one forming for each instance, and what they run while acknowledgements are on their way.
@@ -98,10 +120,13 @@ impl Tuner {
     }
 }
 
-/// One step down for each time that the fastest is twice as fast.
-fn priority(own: f64, fastest: f64) -> i16 {
-    let halvings = (fastest / own.max(f64::MIN_POSITIVE)).log2().floor();
-    -(halvings.clamp(0.0, f64::from(-LOWEST)) as i16)
+/// The priority of a worker that is so many times slower than another, and has had the priority `before`.
+fn priority(slowness: f64, before: i16) -> i16 {
+    let steps =
+        |slowness: f64| -((1..=LOWEST).take_while(|&step| slowness >= STEP.powi(step)).count() as i16);
+    let now = steps(slowness);
+    // On the way up a little more is asked.
+    if now > before { steps(slowness / MARGIN).max(before) } else { now }
 }
 
 #[cfg(test)]
@@ -128,30 +153,39 @@ mod tests {
     #[test]
     fn requests_of_many_rows_are_counted_as_such() {
         let mut tuner = Tuner::new(BOUNDS, load(64, 300));
-        for _ in 0..20 {
-            tuner.look(load(64, 300), (100, 6_400), (None, None));
+        for _ in 0..60 {
+            tuner.look(load(64, 300), (1_000, 64_000), 1.0);
         }
         let prefetch = tuner.demand().prefetch;
         assert!((12..=20).contains(&prefetch), "{prefetch}");
-        assert_eq!(tuner.look(load(64, 310), (100, 6_400), (None, None)), None, "no change for little");
+        for _ in 0..60 {
+            assert_eq!(tuner.look(load(64, 310), (1_000, 64_000), 1.0), None, "no change for little");
+        }
+        tuner.look(load(64, 300), (1, 1), 1.0);
+        assert!(tuner.mean_rows > 60.0, "one request says little: {}", tuner.mean_rows);
     }
 
     #[test]
     fn a_slow_worker_stands_back_once_that_is_sure() {
         let mut tuner = Tuner::new(BOUNDS, load(4, 25_000));
-        let mut look =
-            |own, fastest| tuner.look(load(4, 25_000), (0, 0), (own, fastest)).map(|demand| demand.priority);
-        assert_eq!(look(Some(10.0), Some(100.0)), None);
-        assert_eq!(look(Some(90.0), Some(100.0)), None);
-        assert_eq!(look(Some(10.0), Some(100.0)), None);
-        assert_eq!(look(Some(10.0), Some(100.0)), None);
-        assert_eq!(look(Some(10.0), Some(100.0)), Some(-3));
-        assert_eq!(look(Some(10.0), Some(100.0)), None);
-        for _ in 0..2 {
-            assert_eq!(look(None, None), None);
-        }
-        assert_eq!(look(None, None), Some(0), "alone, it is the fastest");
-        assert_eq!(priority(1.0, 1.9), 0);
-        assert_eq!(priority(0.0, 1.0), LOWEST);
+        let mut looks = |requests, slowness: f64, count: usize| {
+            let look = |_| tuner.look(load(4, 25_000), (requests, requests), slowness);
+            (0..count).filter_map(look).map(|demand| demand.priority).collect::<Vec<_>>()
+        };
+        assert!(looks(1, 3.0, 20).is_empty(), "a little slower still helps");
+        assert!(looks(0, 10.0, 20).is_empty(), "nothing changes where nothing is served");
+        assert!(looks(1, 10.0, 2).is_empty());
+        assert!(looks(1, 1.0, 1).is_empty());
+        assert_eq!(looks(1, 10.0, 20), [-1]);
+        assert!(looks(1, 3.5, 20).is_empty(), "nearly as slow");
+        assert_eq!(looks(1, 1.0, 20), [0]);
+    }
+
+    #[test]
+    fn priorities_go_by_steps() {
+        let first = [1.0, 3.9, 4.0, 15.0, 16.0, f64::MAX].map(|slowness| priority(slowness, 0));
+        assert_eq!(first, [0, 0, -1, -1, -2, -10]);
+        assert_eq!([3.5, 2.9].map(|slowness| priority(slowness, -1)), [-1, 0]);
+        assert_eq!(priority(f64::NAN, 0), 0);
     }
 }

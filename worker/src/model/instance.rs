@@ -102,7 +102,11 @@ impl Run<'_> {
             answers = answers_of(served, batch, &rows, outputs, max_reply_bytes, &timing);
         })?;
         self.served.stats.count_run(total, busy);
-        self.served.pickup.ran(batch.iter().map(|job| (job.tier, job.rows)), self.charged, busy);
+        self.served.pickup.ran(
+            batch.iter().map(|job| (job.tier, &job.duty.tenant, job.rows)),
+            self.charged,
+            busy,
+        );
         for job in batch {
             self.served.stats.count_request(job.tier, u64::from(job.rows));
         }

@@ -19,6 +19,8 @@ const UNKNOWN: f64 = 100.0;
 pub struct CostCurve {
     /// Microseconds a row, by size.
     per_row: [Option<f64>; BUCKETS],
+    /// The same of batches that requests made up.
+    measured: [Option<f64>; BUCKETS],
 }
 
 fn bucket(rows: u32) -> usize {
@@ -27,14 +29,16 @@ fn bucket(rows: u32) -> usize {
 }
 
 impl CostCurve {
-    /// Takes a batch that ran.
+    /// Takes a batch of requests that ran.
+    pub fn ran(&mut self, rows: u32, busy: Duration) {
+        self.learn(rows, busy);
+        follow(&mut self.measured[bucket(rows)], a_row(rows, busy));
+    }
+
+    /// Takes a batch that ran, the warm-up's too, which is of another content.
     pub fn learn(&mut self, rows: u32, busy: Duration) {
-        let measured = busy.as_secs_f64() * 1e6 / f64::from(rows.max(1));
-        let known = &mut self.per_row[bucket(rows)];
-        *known = Some(match *known {
-            None => measured,
-            Some(known) => known + WEIGHT * (measured.min(known * OUTLIER) - known),
-        });
+        let measured = a_row(rows, busy);
+        follow(&mut self.per_row[bucket(rows)], measured);
         for larger in self.per_row[bucket(rows) + 1..].iter_mut().flatten() {
             *larger += FOLLOW * (measured - *larger).min(0.0);
         }
@@ -79,9 +83,29 @@ impl CostCurve {
 
     /// What is known: rows (the largest of their size) and microseconds of a batch of so many.
     pub fn known(&self) -> Vec<(u32, u64)> {
-        let known = self.per_row.iter().enumerate().filter_map(|(at, per_row)| Some((at, (*per_row)?)));
-        known.map(|(at, per_row)| (1u32 << at, (per_row * f64::from(1u32 << at)) as u64)).collect()
+        by_size(&self.per_row)
     }
+
+    /// What batches of requests taught: rows (the largest of their size) and microseconds of a batch of so many.
+    pub fn measured(&self) -> Vec<(u32, u64)> {
+        by_size(&self.measured)
+    }
+}
+
+fn a_row(rows: u32, busy: Duration) -> f64 {
+    busy.as_secs_f64() * 1e6 / f64::from(rows.max(1))
+}
+
+fn follow(known: &mut Option<f64>, measured: f64) {
+    *known = Some(match *known {
+        None => measured,
+        Some(known) => known + WEIGHT * (measured.min(known * OUTLIER) - known),
+    });
+}
+
+fn by_size(per_row: &[Option<f64>]) -> Vec<(u32, u64)> {
+    let known = per_row.iter().enumerate().filter_map(|(at, per_row)| Some((at, (*per_row)?)));
+    known.map(|(at, per_row)| (1u32 << at, (per_row * f64::from(1u32 << at)) as u64)).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,9 @@ use self::line::Line;
 /// begins anew: names can be made up.
 const REMEMBERED: usize = 4096;
 
+/// Tenants looked through for a request that fits a batch: the scheduler's lock is held meanwhile, for each of a batch's requests.
+const LOOKED_THROUGH: usize = 64;
+
 /// What the scheduler must know of a request. Implemented by `Job`, and by plain structs in property tests.
 pub trait Waiting {
     /// Requests of equal keys may share a batch.
@@ -45,7 +48,7 @@ pub struct Lane<W: Waiting> {
     turns: BTreeSet<(u64, u64, W::Tenant)>,
     /// Tenants with nothing waiting that have had more than those who wait.
     ahead: HashMap<W::Tenant, u64>,
-    /// The time that whoever was served last had had.
+    /// The time that those who come anew are taken to have had.
     reached: u64,
     loads: HashMap<W::Key, Load>,
     next_sequence: u64,
@@ -110,15 +113,17 @@ impl<W: Waiting> Lane<W> {
         self.in_turn().next().and_then(Line::front)
     }
 
-    /// The next request with this key.
-    pub fn front_of(&self, key: &W::Key) -> Option<&W> {
-        self.loads.get(key)?;
-        self.in_turn().find_map(|line| line.front_of(key))
+    /// Whether a request with this key waits.
+    pub fn offers(&self, key: &W::Key) -> bool {
+        self.loads.contains_key(key)
     }
 
-    /// Takes the next request with this key, whose tenant is charged `per_row` a row.
-    pub fn pop_of(&mut self, key: &W::Key, per_row: u64) -> Option<W> {
-        let name = self.front_of(key)?.tenant().clone();
+    /// Takes the next request with this key, if `price` gives what a row of it costs its tenant. Tenants far behind are not
+    /// looked through for it.
+    pub fn take_of(&mut self, key: &W::Key, price: impl FnOnce(&W) -> Option<u64>) -> Option<W> {
+        let front = self.in_turn().take(LOOKED_THROUGH).find_map(|line| line.front_of(key))?;
+        let per_row = price(front)?;
+        let name = front.tenant().clone();
         let tenant = self.tenants.get_mut(&name)?;
         let waiting = tenant.line.pop_of(key)?;
         self.length -= 1;
@@ -137,12 +142,11 @@ impl<W: Waiting> Lane<W> {
     fn charge(&mut self, name: W::Tenant, cost: u64) {
         let Some(tenant) = self.tenants.get_mut(&name) else { return };
         self.turns.remove(&(tenant.had, tenant.since, name.clone()));
-        self.reached = self.reached.max(tenant.had);
         tenant.had = tenant.had.saturating_add(cost);
         let had = tenant.had;
         if !tenant.line.is_empty() {
             self.turns.insert((had, tenant.since, name));
-            return;
+            return self.reach();
         }
         self.tenants.remove(&name);
         if self.tenants.is_empty() {
@@ -158,6 +162,27 @@ impl<W: Waiting> Lane<W> {
             }
         }
         self.ahead.insert(name, had);
+        self.reach();
+    }
+
+    /// Whoever comes anew has had as much as the one who has had the least of those who wait.
+    fn reach(&mut self) {
+        let least = self.turns.first().map_or(0, |(had, _, _)| *had);
+        self.reached = self.reached.max(least);
+    }
+
+    /// Charges a tenant so much more, or less, for what was taken before.
+    pub fn correct(&mut self, name: &W::Tenant, more: i64) {
+        if let Some(tenant) = self.tenants.get_mut(name) {
+            let Tenant { had, since, .. } = *tenant;
+            tenant.had = had.saturating_add_signed(more);
+            let corrected = tenant.had;
+            self.turns.remove(&(had, since, name.clone()));
+            self.turns.insert((corrected, since, name.clone()));
+            self.reach();
+        } else if let Some(had) = self.ahead.get_mut(name) {
+            *had = had.saturating_add_signed(more);
+        }
     }
 
     /// Rows waiting with this key.

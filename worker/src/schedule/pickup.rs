@@ -97,13 +97,15 @@ impl<W: Waiting> Pickup<W> {
     }
 
     /// Takes what a collected batch cost.
-    pub fn ran(
+    pub fn ran<'a>(
         &self,
-        rows_by_tier: impl Iterator<Item = (usize, u32)> + Clone,
+        requests: impl Iterator<Item = (usize, &'a W::Tenant, u32)> + Clone,
         charged: i64,
         busy: Duration,
-    ) {
-        self.lock().scheduler.ran(rows_by_tier, charged, busy);
+    ) where
+        W::Tenant: 'a,
+    {
+        self.lock().scheduler.ran(requests, charged, busy);
     }
 
     /// How fast an instance is, by what was learned.
@@ -119,6 +121,11 @@ impl<W: Waiting> Pickup<W> {
     /// What batches cost, as far as is known: rows, and microseconds of a batch of so many.
     pub fn costs(&self) -> Vec<(u32, u64)> {
         self.lock().scheduler.costs().known()
+    }
+
+    /// What batches of requests cost, the warm-up's left out: rows, and microseconds of a batch of so many.
+    pub fn measured(&self) -> Vec<(u32, u64)> {
+        self.lock().scheduler.costs().measured()
     }
 
     /// Closes: instances get nothing more, and everything that waits comes back to be returned to the broker.

@@ -87,21 +87,24 @@ impl<W: Waiting> Scheduler<W> {
         self.costs.learn(rows, busy);
     }
 
-    /// Takes what a batch really cost whose tiers were charged `charged` microseconds a row. `rows_by_tier` has the tier of each
-    /// of its requests, and its rows.
-    pub fn ran(
+    /// Takes what a batch really cost whose tiers and tenants were charged `charged` microseconds a row. `requests` has the
+    /// tier, tenant and rows of each.
+    pub fn ran<'a>(
         &mut self,
-        rows_by_tier: impl Iterator<Item = (usize, u32)> + Clone,
+        requests: impl Iterator<Item = (usize, &'a W::Tenant, u32)> + Clone,
         charged: i64,
         busy: Duration,
-    ) {
-        let rows: u32 = rows_by_tier.clone().map(|(_, rows)| rows).sum();
-        self.costs.learn(rows, busy);
+    ) where
+        W::Tenant: 'a,
+    {
+        let rows: u32 = requests.clone().map(|(_, _, rows)| rows).sum();
+        self.costs.ran(rows, busy);
         let micros = i64::try_from(busy.as_micros()).unwrap_or(i64::MAX);
         self.largest = micros.max(self.largest - self.largest / 1000);
         let cost = micros / i64::from(rows.max(1));
-        for (tier, rows) in rows_by_tier {
+        for (tier, tenant, rows) in requests {
             self.charge(tier, rows, cost - charged);
+            self.lanes[tier].correct(tenant, (cost - charged).saturating_mul(rows.into()));
         }
     }
 
@@ -167,7 +170,7 @@ impl<W: Waiting> Scheduler<W> {
             Ok(()) => self.form(serves, &key, enough, self.costs.per_row(rows.min(enough)), now),
             Err(due) => {
                 // Whoever waits for company must not miss a deadline for it.
-                let due = self.latest_start(&key, rows).map_or(due, |latest| latest.min(due));
+                let due = self.latest_start(serves, &key, rows).map_or(due, |latest| latest.min(due));
                 if due > now {
                     Next::WaitUntil(due)
                 } else {
@@ -178,9 +181,9 @@ impl<W: Waiting> Scheduler<W> {
     }
 
     /// When a batch of the `rows` rows that wait with this key must start, to be answered before the first of their deadlines.
-    fn latest_start(&self, key: &W::Key, rows: u32) -> Option<Instant> {
-        let deadlines =
-            self.lanes.iter().filter_map(|lane| lane.deadline_of(key, self.policy.max_batch_size));
+    fn latest_start(&self, serves: TierSet, key: &W::Key, rows: u32) -> Option<Instant> {
+        let served = self.lanes.iter().enumerate().filter(|(tier, _)| serves.contains(*tier));
+        let deadlines = served.filter_map(|(_, lane)| lane.deadline_of(key, self.policy.max_batch_size));
         // An average, hence the half more; and the way back to the caller.
         let took = self.costs.estimate(rows).mul_f64(1.5) + WAY_BACK;
         deadlines.min().and_then(|deadline| deadline.checked_sub(took))
@@ -198,15 +201,14 @@ impl<W: Waiting> Scheduler<W> {
         let mut batch = Vec::new();
         let mut expired = Vec::new();
         let mut rows = 0u32;
-        while let Some(tier) = self.turn(serves, |lane| lane.front_of(key).is_some()) {
-            let front = self.lanes[tier].front_of(key).expect("just seen");
-            let is_expired = front.deadline().is_some_and(|deadline| deadline <= now);
-            if !is_expired && !fits(rows, front.rows(), most) {
-                break;
-            }
-            let price = if is_expired { 0 } else { per_row.unsigned_abs() };
-            let waiting = self.lanes[tier].pop_of(key, price).expect("just seen");
-            if is_expired {
+        let is_expired = |waiting: &W| waiting.deadline().is_some_and(|deadline| deadline <= now);
+        while let Some(tier) = self.turn(serves, |lane| lane.offers(key)) {
+            let price = |front: &W| match is_expired(front) {
+                true => Some(0),
+                false => fits(rows, front.rows(), most).then_some(per_row.unsigned_abs()),
+            };
+            let Some(waiting) = self.lanes[tier].take_of(key, price) else { break };
+            if is_expired(&waiting) {
                 expired.push(waiting);
                 continue;
             }
@@ -226,35 +228,39 @@ impl<W: Waiting> Scheduler<W> {
     /// batch is filled from the least indebted of those that do: it is cheaper to run now than to run half empty, and
     /// the debt is paid back in later rounds.
     fn turn(&mut self, serves: TierSet, offers: impl Fn(&Lane<W>) -> bool) -> Option<usize> {
-        let offering =
-            |scheduler: &Self, tier: usize| serves.contains(tier) && offers(&scheduler.lanes[tier]);
         let tiers = 0..self.lanes.len();
-        if !tiers.clone().any(|tier| offering(self, tier)) {
+        let offering =
+            TierSet::of(tiers.clone().filter(|&tier| serves.contains(tier) && offers(&self.lanes[tier])));
+        if offering.is_empty() {
             return None;
         }
-        let has_credit = |tier: &usize| !self.lanes[*tier].is_empty() && self.credits[*tier] > 0;
-        if !tiers.clone().any(|tier| has_credit(&tier)) {
-            self.start_round();
+        // A tier that this instance does not serve may wait with credit for long, and must not keep the others from theirs.
+        let has_credit =
+            |tier: usize| serves.contains(tier) && !self.lanes[tier].is_empty() && self.credits[tier] > 0;
+        if !tiers.clone().any(has_credit) {
+            self.start_round(serves);
         }
-        let with_credit = tiers.clone().find(|&tier| offering(self, tier) && self.credits[tier] > 0);
+        let with_credit = tiers.clone().find(|&tier| offering.contains(tier) && self.credits[tier] > 0);
         with_credit.or_else(|| {
             // Compares credit / weight without dividing; all credits here are 0 or less.
-            tiers.filter(|&tier| offering(self, tier)).max_by(|&a, &b| {
+            tiers.filter(|&tier| offering.contains(tier)).max_by(|&a, &b| {
                 (self.credits[a] * self.weights[b]).cmp(&(self.credits[b] * self.weights[a])).then(b.cmp(&a))
             })
         })
     }
 
-    /// Gives every waiting tier its weight, as often as it takes until one has credit again; an empty tier pays off debt.
-    fn start_round(&mut self) {
+    /// Gives every waiting tier its weight, as often as it takes until one that is served has credit again; an empty tier
+    /// pays off debt. What is left of a credit is no more than a round gives.
+    fn start_round(&mut self, serves: TierSet) {
         let tiers = 0..self.lanes.len();
         let quantum = self.quantum();
-        let waiting = tiers.clone().filter(|&tier| !self.lanes[tier].is_empty());
+        let waiting = tiers.clone().filter(|&tier| serves.contains(tier) && !self.lanes[tier].is_empty());
         let rounds = waiting.map(|tier| -self.credits[tier] / (self.weights[tier] * quantum) + 1);
         let rounds = rounds.min().unwrap_or(0);
         self.round = self.round.saturating_add(rounds.unsigned_abs());
         for tier in tiers {
-            self.credits[tier] += rounds * self.weights[tier] * quantum;
+            let a_round = self.weights[tier] * quantum;
+            self.credits[tier] = (self.credits[tier] + rounds * a_round).min(self.credits[tier].max(a_round));
             if self.lanes[tier].is_empty() {
                 self.credits[tier] = self.credits[tier].min(0);
             } else {

@@ -13,6 +13,11 @@ impl TierSet {
         Self(tiers.into_iter().fold(0, |set, tier| set | (1 << tier)))
     }
 
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Whether the tier is one of them.
     pub fn contains(self, tier: usize) -> bool {
         self.0 & (1 << tier) != 0

@@ -192,7 +192,7 @@ fn shares_are_of_time_not_of_rows() {
         };
         let took = Duration::from_millis(10);
         let tier = usize::from(batch[0].key >= 200);
-        scheduler.ran(batch.iter().map(|request| (tier, request.rows)), charged, took);
+        scheduler.ran(batch.iter().map(|request| (tier, &request.tenant, request.rows)), charged, took);
         time[tier] += took;
     }
     let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
@@ -216,7 +216,7 @@ fn rows_of_one_size_that_take_unlike_times_are_charged_unlike() {
         let tier = usize::from(batch[0].key);
         // As with short and long sequences.
         let took = Duration::from_millis([2, 50][tier]);
-        scheduler.ran(batch.iter().map(|request| (tier, request.rows)), charged, took);
+        scheduler.ran(batch.iter().map(|request| (tier, &request.tenant, request.rows)), charged, took);
         time[tier] += took;
     }
     let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
@@ -293,4 +293,52 @@ fn a_reserved_instance_serves_its_tiers_only() {
     let Next::Run { batch, .. } = scheduler.next(reserved, now) else { panic!("premium work waits") };
     assert_eq!(batch.iter().map(|r| r.id).collect::<Vec<_>>(), [50], "not filled up with others");
     assert!(matches!(scheduler.next(TierSet::ALL, now), Next::Run { batch, .. } if batch.len() == 4));
+}
+
+#[test]
+fn tiers_that_share_instances_keep_their_shares_beside_one_with_its_own() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[8, 4, 1], policy(4));
+    let (own, shared) = (TierSet::of([0]), TierSet::of([1, 2]));
+    let mut served = [0u32; 3];
+    for turn in 0..10_000 {
+        for tier in 0..3 {
+            while scheduler.waiting(tier) < 8 {
+                scheduler.push(tier, Request { key: u8::try_from(tier).unwrap(), ..request(0, now) });
+            }
+        }
+        // One instance of the premium's own, four for the others.
+        let serves = if turn % 5 == 0 { own } else { shared };
+        let Next::Run { batch, .. } = scheduler.next(serves, now) else { panic!("work waits") };
+        served[usize::from(batch[0].key)] += u32::try_from(batch.len()).unwrap();
+    }
+    let share = f64::from(served[2]) / f64::from(served[1] + served[2]);
+    assert!((share - 0.2).abs() < 0.02, "{share}, {served:?}");
+}
+
+#[test]
+fn tenants_share_time_not_rows() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(&[1], policy(4));
+    let mut time = [Duration::ZERO; 2];
+    let mut waiting = [0u32; 2];
+    for _ in 0..4_000 {
+        for tenant in 0..2u8 {
+            while waiting[usize::from(tenant)] < 8 {
+                scheduler.push(0, Request { key: tenant, tenant, ..request(0, now) });
+                waiting[usize::from(tenant)] += 1;
+            }
+        }
+        let Next::Run { batch, charged, .. } = scheduler.next(TierSet::ALL, now) else {
+            panic!("work waits")
+        };
+        let tenant = usize::from(batch[0].tenant);
+        waiting[tenant] -= u32::try_from(batch.len()).unwrap();
+        // As with short and long sequences.
+        let took = Duration::from_millis([2, 50][tenant]);
+        scheduler.ran(batch.iter().map(|request| (0, &request.tenant, request.rows)), charged, took);
+        time[tenant] += took;
+    }
+    let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
+    assert!((share - 0.5).abs() < 0.05, "{share}");
 }

@@ -14,9 +14,10 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer};
+use millrace_common::amqp::topology::QueueKind;
 
-use super::load::{Figures, Processes, Tally};
-use crate::sample::Message;
+use super::closed_loop::{Figures, Processes, Tally};
+use crate::limits::sample::Message;
 
 /// Replies acknowledged at once.
 const ACK_EVERY: u64 = 32;
@@ -24,7 +25,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// Where answers come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ReplyQueue {
+pub(super) enum ReplyQueue {
     /// Survives the broker and is acknowledged, as the fleet's.
     Durable,
     /// Ends with its client and needs no acknowledgements, as Celery's `rpc://`.
@@ -32,7 +33,7 @@ pub(crate) enum ReplyQueue {
 }
 
 /// A client with a reply queue of its own.
-pub(crate) struct Client {
+pub(super) struct Client {
     _connections: [Connection; 2],
     publishing: Channel,
     consuming: Channel,
@@ -46,7 +47,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) async fn connect(
+    pub(super) async fn connect(
         url: &str,
         queue: &str,
         replies: ReplyQueue,
@@ -85,7 +86,7 @@ impl Client {
     }
 
     /// One request's answer.
-    pub(crate) async fn ask(&mut self) -> Result<Vec<u8>> {
+    pub(super) async fn ask(&mut self) -> Result<Vec<u8>> {
         let publish = self.next();
         ensure!(publish.await, "the broker did not take a request");
         let delivery = tokio::time::timeout(ANSWER, self.consumer.next()).await;
@@ -95,7 +96,7 @@ impl Client {
     }
 
     /// Keeps `in_flight` requests under way for `duration`, after a second of warm-up.
-    pub(crate) async fn load(
+    pub(super) async fn load(
         &mut self,
         in_flight: usize,
         processes: Processes,
@@ -158,19 +159,19 @@ impl Client {
 }
 
 /// An empty, durable queue of that type.
-pub(crate) async fn declare(url: &str, queue: &str, queue_type: &str) -> Result<()> {
+pub(super) async fn declare(url: &str, queue: &str, queue_type: QueueKind) -> Result<()> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
     let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString(queue_type.into()));
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString(queue_type.to_string().into()));
     channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments).await?;
     connection.close(200, "OK".into()).await?;
     Ok(())
 }
 
 /// Takes the only message of a queue.
-pub(crate) async fn take(url: &str, queue: &str) -> Result<Message> {
+pub(super) async fn take(url: &str, queue: &str) -> Result<Message> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await?;

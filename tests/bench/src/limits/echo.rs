@@ -18,14 +18,13 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use millrace_common::amqp::connection::Connector;
-use millrace_common::amqp::topology::{Topology, apply};
+use millrace_common::amqp::topology::{QueueKind, Topology, apply};
 use millrace_common::config::sections::Topology as Settings;
 use millrace_harness::broker::Broker;
 use millrace_harness::process::Process;
 
+use super::sample::{Message, Sample};
 use crate::cpu::Meter;
-use crate::fleet;
-use crate::sample::{Message, Sample};
 
 const IN_FLIGHT: usize = 512;
 /// The reply that the other end sends, for it to take.
@@ -151,7 +150,7 @@ pub(crate) async fn serve(url: &str, queue: &str, reply_queue: &str) -> Result<(
 /// Measures round trips for `duration`, after a second of warm-up.
 pub(crate) async fn measure(
     broker: &Broker,
-    queue_type: &'static str,
+    queue_type: QueueKind,
     sample: &Sample,
     payload: Payload,
     duration: Duration,
@@ -201,12 +200,8 @@ pub(crate) async fn measure(
 }
 
 /// Queues with the arguments that the fleet's have; returns the names of those for requests and for replies.
-async fn declare(url: &str, queue_type: &'static str) -> Result<(String, String)> {
-    let settings = Settings {
-        prefix: format!("echo-{queue_type}"),
-        queue_type: fleet::queue_kind(queue_type)?,
-        ..Settings::default()
-    };
+async fn declare(url: &str, queue_type: QueueKind) -> Result<(String, String)> {
+    let settings = Settings { prefix: format!("echo-{queue_type}"), queue_type, ..Settings::default() };
     let mut topology = Topology::shared(&settings);
     topology.extend(Topology::model(&settings, "echo"));
     topology.extend(Topology::reply(&settings, "guest.echo", Duration::from_secs(300)));

@@ -14,29 +14,29 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::load::{Figures, Processes, Tally};
+use super::closed_loop::{Figures, Processes, Tally};
 
 const PATH: &str = "/inference";
 
 /// What is sent, and where to.
-pub(crate) struct Client {
+pub(super) struct Client {
     address: SocketAddr,
     body: Bytes,
 }
 
 impl Client {
-    pub(crate) fn new(address: SocketAddr, body: Vec<u8>) -> Self {
+    pub(super) fn new(address: SocketAddr, body: Vec<u8>) -> Self {
         Self { address, body: body.into() }
     }
 
     /// One request's answer.
-    pub(crate) async fn ask(&self) -> Result<Bytes> {
+    pub(super) async fn ask(&self) -> Result<Bytes> {
         let mut sender = self.connect().await?;
         self.post(&mut sender).await
     }
 
     /// Keeps `in_flight` requests under way for `duration`, after a second of warm-up.
-    pub(crate) async fn load(
+    pub(super) async fn load(
         &self,
         in_flight: usize,
         processes: Processes,

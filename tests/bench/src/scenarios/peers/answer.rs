@@ -9,7 +9,7 @@ const TOLERANCE: f32 = 1e-4;
 ///
 /// # Errors
 /// When it does not.
-pub(crate) fn check(who: &str, reply: &[u8], expected: &[f32]) -> Result<()> {
+pub(super) fn check(who: &str, reply: &[u8], expected: &[f32]) -> Result<()> {
     let size = size_of_val(expected);
     let found = size > 0 && reply.windows(size).any(|window| is_close(window, expected));
     ensure!(found, "{who} answers {:02x?}, which does not hold {expected:?}", &reply[..reply.len().min(256)]);

@@ -3,34 +3,27 @@
 use std::time::{Duration, Instant};
 
 use crate::cpu::{self, Meter};
-use crate::fleet::Fleet;
 
 const WARM_UP: Duration = Duration::from_secs(1);
 
 /// What one side did.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
+pub(super) struct Figures {
     /// Items a second.
-    pub(crate) rate: f64,
+    pub(super) rate: f64,
     /// CPU microseconds an item: client, worker, broker.
-    pub(crate) cpu_us: [f64; 3],
-    pub(crate) p50_ms: f64,
-    pub(crate) p99_ms: f64,
-}
-
-impl From<Fleet> for Figures {
-    fn from(fleet: Fleet) -> Self {
-        Self { rate: fleet.rate, cpu_us: fleet.cpu_us, p50_ms: fleet.p50_ms, p99_ms: fleet.p99_ms }
-    }
+    pub(super) cpu_us: [f64; 3],
+    pub(super) p50_ms: f64,
+    pub(super) p99_ms: f64,
 }
 
 /// Whose CPU time counts beside the client's, which is this process.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Processes {
+pub(super) struct Processes {
     /// With everything it has started.
-    pub(crate) worker: u32,
+    pub(super) worker: u32,
     /// None where there is no broker.
-    pub(crate) broker: Option<u32>,
+    pub(super) broker: Option<u32>,
 }
 
 impl Processes {
@@ -41,7 +34,7 @@ impl Processes {
 }
 
 /// Counts answers.
-pub(crate) struct Tally {
+pub(super) struct Tally {
     sides: [Vec<u32>; 3],
     duration: Duration,
     is_warm: bool,
@@ -51,14 +44,14 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn start(processes: Processes, duration: Duration) -> Self {
+    pub(super) fn start(processes: Processes, duration: Duration) -> Self {
         let sides = processes.sides();
         let meter = Meter::start(&sides.concat());
         Self { sides, duration, is_warm: false, started: Instant::now(), meter, latencies: Vec::new() }
     }
 
     /// Counts an answer; false once the time is over.
-    pub(crate) fn count(&mut self, latency: Duration) -> bool {
+    pub(super) fn count(&mut self, latency: Duration) -> bool {
         if self.is_warm {
             self.latencies.push(latency);
             return self.started.elapsed() < self.duration;
@@ -70,7 +63,7 @@ impl Tally {
         true
     }
 
-    pub(crate) fn finish(mut self) -> Figures {
+    pub(super) fn finish(mut self) -> Figures {
         let seconds = self.started.elapsed().as_secs_f64();
         let count = self.latencies.len().max(1) as f64;
         let mut cpu = self.meter.stop().into_iter();

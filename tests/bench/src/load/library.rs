@@ -1,0 +1,70 @@
+//! A client of our library.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use millrace_common::amqp::topology::QueueKind;
+use millrace_producer::{Client, Code, Config, Error, Request};
+
+use super::{Arrivals, Fate, Spec};
+
+/// The configuration of a client of one stack.
+pub(crate) fn config(url: &str, prefix: &str, queue_type: QueueKind) -> Result<Config> {
+    let mut config = Config::load(None)?;
+    config.broker.addresses = vec![url.parse()?];
+    config.topology.prefix = prefix.to_owned();
+    config.topology.queue_type = queue_type;
+    Ok(config)
+}
+
+pub(super) struct Library {
+    client: Client,
+    request: Request,
+    /// Requests that the broker has taken.
+    taken: AtomicUsize,
+    /// How many make a whole burst.
+    burst: usize,
+}
+
+impl Library {
+    pub(super) async fn connect(spec: &Spec) -> Result<Self> {
+        let mut config = config(&spec.url, &spec.prefix, spec.queue_type())?;
+        if !spec.workload.is_packed {
+            config.requests.pack_linger_us = 0;
+        }
+        let client = Client::connect(config).await?;
+        let request = spec.workload.request(&spec.tier)?.deadline(spec.deadline);
+        let burst = if let Arrivals::Burst { count } = spec.arrivals { count } else { usize::MAX };
+        Ok(Self { client, request, taken: AtomicUsize::new(0), burst })
+    }
+
+    pub(super) async fn send(&self) -> Fate {
+        match self.infer().await {
+            Ok(fate) => fate,
+            Err(Error::Refused { code: Code::Overloaded, .. }) => Fate::Refused,
+            Err(Error::Failed { code: Code::DeadlineExceeded, .. } | Error::DeadlineExceeded { .. }) => {
+                Fate::Expired
+            }
+            // It waited for its confirm until its deadline.
+            Err(Error::UnknownOutcome { .. }) => Fate::Expired,
+            Err(error) => Fate::Failed(error.to_string()),
+        }
+    }
+
+    async fn infer(&self) -> Result<Fate, Error> {
+        let handle = self.client.submit(self.request.clone()).await?;
+        if self.taken.fetch_add(1, Ordering::Relaxed) + 1 == self.burst {
+            println!("{}", super::process::ALL_TAKEN);
+        }
+        let response = handle.outcome().await?;
+        let timing = response.timing();
+        let model =
+            Duration::from_micros(timing.infer_us) / u32::try_from(timing.batch_size.max(1)).unwrap_or(1);
+        Ok(Fate::Served { model, batch: timing.batch_size })
+    }
+
+    pub(super) async fn close(&self) {
+        self.client.close().await;
+    }
+}

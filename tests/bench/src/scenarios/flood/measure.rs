@@ -1,0 +1,120 @@
+//! One run: first without a flood, then with.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use millrace_common::amqp::connection::Connector;
+use millrace_common::amqp::topology::{Topology, apply};
+
+use super::{Calm, Case, MODEL, Measured};
+use crate::context::Context;
+use crate::load::{Arrivals, ClientKind, Spec};
+use crate::stack::Stack;
+use crate::workload::Workload;
+
+/// Premium's own rate, of the capacity: far below its share, so that every wait is the flood's doing.
+const PREMIUM_PART: f64 = 0.05;
+/// A flood lasts so many times the benchmark's duration.
+const LENGTH: u32 = 6;
+/// Budget of every request; an answer that comes later is no good.
+pub(super) const DEADLINE: Duration = Duration::from_secs(1);
+/// The time whose work may wait in a tier's queue, by Little's law: what is let in can be served before its deadline.
+const QUEUE_TIME: Duration = Duration::from_millis(500);
+/// A queue holds a batch or two even of the slowest model, and no more than keeps the broker quick.
+const QUEUE_LENGTH: (f64, f64) = (64.0, 5_000.0);
+/// Refused publishes a second while their cost is measured: enough to gather frames, few enough for one core.
+const REFUSALS: f64 = 4_000.0;
+
+/// The longest queue at this capacity.
+pub(super) fn queue_length(capacity: f64) -> u64 {
+    (capacity * QUEUE_TIME.as_secs_f64()).clamp(QUEUE_LENGTH.0, QUEUE_LENGTH.1) as u64
+}
+
+/// A worker as the case wants it.
+fn stack<'a>(context: &'a Context, case: Case) -> Result<Stack<'a>> {
+    let mut stack = Stack::new(context, "flood", Workload::of(MODEL))?;
+    if case.is_reserved {
+        stack.reserve_instance("premium")?;
+    }
+    stack.start_worker(&[])?;
+    Ok(stack)
+}
+
+/// Capacity, and premium's latency at its own rate alone.
+pub(super) fn calm(context: &Context, case: Case, run: u64) -> Result<Calm> {
+    let stack = stack(context, case)?;
+    let capacity = stack.capacity()?;
+    let mut spec = premium(&stack, capacity, run);
+    spec.duration = context.duration() * 2;
+    let premium = stack.run(vec![spec])?.outcomes.remove(0).checked()?;
+    stack.stop()?;
+    eprintln!(
+        "  capacity {capacity:.0}/s, premium alone p50 / p99 {:.1} / {:.1} ms",
+        premium.latency_ms(0.5),
+        premium.latency_ms(0.99),
+    );
+    Ok(Calm { capacity, premium })
+}
+
+fn premium(stack: &Stack<'_>, capacity: f64, run: u64) -> Spec {
+    let mut spec = stack.spec("premium", Arrivals::Poisson { per_second: capacity * PREMIUM_PART });
+    (spec.deadline, spec.seed) = (DEADLINE, run);
+    spec
+}
+
+/// Both tiers for the whole length; the first second counts too, since the onset is what hurts.
+pub(super) fn flood(context: &Context, case: Case, calm: &Calm, run: u64) -> Result<Measured> {
+    let mut stack = stack(context, case)?;
+    stack.limit_queues(queue_length(calm.capacity))?;
+    let mut premium = premium(&stack, calm.capacity, run + 1000);
+    let mut free = Spec { tier: "free".to_owned(), client: case.client, ..premium.clone() };
+    free.arrivals = Arrivals::Poisson { per_second: calm.capacity * (case.factor - PREMIUM_PART) };
+    free.seed = run + 2000;
+    for spec in [&mut premium, &mut free] {
+        (spec.warm_up, spec.duration) = (Duration::ZERO, context.duration() * LENGTH);
+    }
+    let mut run = stack.run(vec![premium, free])?;
+    stack.stop()?;
+    let free = run.outcomes.pop().ok_or_else(|| anyhow::anyhow!("two clients ran"))?;
+    let premium = run.outcomes.remove(0);
+    for (tier, outcome) in [("premium", &premium), ("free", &free)] {
+        eprintln!(
+            "  {tier} p50 / p99 {:.1} / {:.1} ms, {:.0} answers/s, {:?}, lag p99 {:.1} ms{}",
+            outcome.latency_ms(0.5),
+            outcome.latency_ms(0.99),
+            outcome.rate(),
+            outcome.counts,
+            outcome.lag_ms(0.99),
+            outcome.first_failure.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default()
+        );
+    }
+    let cpu = [run.client_cpu[0], run.client_cpu[1], run.worker_cpu, run.broker_cpu];
+    Ok(Measured {
+        calm: calm.clone(),
+        refusal_us: None,
+        premium,
+        free,
+        cores: cpu.map(|cpu| cpu.as_secs_f64() / run.seconds),
+        memory_mib: run.memory_mib,
+    })
+}
+
+/// CPU microseconds of a refused publish, client and broker: into a queue that is full and that nobody reads.
+pub(super) fn refusal(context: &Context) -> Result<f64> {
+    let workload = Workload::of(MODEL);
+    let mut stack = Stack::new(context, "refusal", workload)?;
+    let config = stack.config()?;
+    let mut topology = Topology::shared(&config.topology);
+    topology.extend(Topology::model(&config.topology, workload.model.name()));
+    context.runtime.block_on(apply(&Connector::new(&config.broker, "bench")?, &topology))?;
+    stack.limit_queues(1)?;
+    let mut spec = stack.spec("free", Arrivals::Poisson { per_second: REFUSALS });
+    spec.client = ClientKind::Raw;
+    spec.duration = context.duration().min(Duration::from_secs(3));
+    // The few that are taken must stay until the end, or their places are free again.
+    (spec.deadline, spec.give_up) = (spec.warm_up + spec.duration, Duration::ZERO);
+    let run = stack.run(vec![spec])?;
+    stack.stop()?;
+    let refused = run.outcomes[0].counts.refused.max(1) as f64;
+    Ok((run.client_cpu[0] + run.broker_cpu).as_secs_f64() * 1e6 / refused)
+}

@@ -1,0 +1,95 @@
+//! Free clients send several times the capacity; premium clients go on as before.
+
+mod measure;
+mod report;
+
+use anyhow::Result;
+
+use crate::context::Context;
+use crate::load::{ClientKind, Outcome};
+use crate::report::Section;
+use crate::workload::Model;
+
+/// The model that floods are measured on: batching pays, and neither broker nor clients are the limit.
+const MODEL: Model = Model::Mid;
+
+/// How much is offered, and by whom.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    /// Times the capacity, both tiers together.
+    factor: f64,
+    client: ClientKind,
+    /// Whether premium has an instance of its own.
+    is_reserved: bool,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let client = if self.client == ClientKind::Library { "library" } else { "raw" };
+        let reserved = if self.is_reserved { " reserved" } else { "" };
+        format!("{:.0}x {client}{reserved}", self.factor)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let shared = |factor, client| Case { factor, client, is_reserved: false };
+    vec![
+        shared(3.0, ClientKind::Library),
+        shared(10.0, ClientKind::Library),
+        shared(3.0, ClientKind::Raw),
+        shared(10.0, ClientKind::Raw),
+        Case { is_reserved: true, ..shared(3.0, ClientKind::Library) },
+        Case { is_reserved: true, ..shared(10.0, ClientKind::Library) },
+    ]
+}
+
+/// What holds without a flood.
+#[derive(Clone)]
+struct Calm {
+    /// Requests a second in a closed loop.
+    capacity: f64,
+    premium: Outcome,
+}
+
+/// One run of a case.
+struct Measured {
+    calm: Calm,
+    /// CPU microseconds of a refused publish, client and broker, where the flood's clients ignore refusals.
+    refusal_us: Option<f64>,
+    premium: Outcome,
+    free: Outcome,
+    /// Cores kept busy: premium's client, the flood's, worker, broker.
+    cores: [f64; 4],
+    /// The broker's memory before, and at most.
+    memory_mib: [u64; 2],
+}
+
+pub(super) fn run(context: &Context) -> Result<Option<Section>> {
+    let cases = context.selected(cases(), Case::name);
+    if cases.is_empty() {
+        return Ok(None);
+    }
+    let has_raw = cases.iter().any(|case| case.client == ClientKind::Raw);
+    let mut results: Vec<Vec<Measured>> = cases.iter().map(|_| Vec::new()).collect();
+    for run in 0..context.options.runs {
+        let progress = format!("flood, run {} of {}", run + 1, context.options.runs);
+        let refusal_us = if has_raw { Some(measure::refusal(context)?) } else { None };
+        // Each case is compared with what its own fleet does without a flood.
+        let mut calms: [Option<Calm>; 2] = [None, None];
+        for (case, results) in cases.iter().zip(&mut results) {
+            let calm = &mut calms[usize::from(case.is_reserved)];
+            let calm = match calm {
+                Some(calm) => &*calm,
+                None => {
+                    eprintln!("{progress}: without a flood");
+                    calm.insert(measure::calm(context, *case, run)?)
+                }
+            };
+            eprintln!("{progress}: {}", case.name());
+            let measured = measure::flood(context, *case, calm, run)?;
+            let refusal_us = refusal_us.filter(|_| case.client == ClientKind::Raw);
+            results.push(Measured { refusal_us, ..measured });
+        }
+    }
+    report::section(context, &cases, &results).map(Some)
+}

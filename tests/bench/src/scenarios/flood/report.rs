@@ -1,0 +1,150 @@
+//! Tables and plots of the floods.
+
+use anyhow::Result;
+
+use super::measure::{DEADLINE, queue_length};
+use super::{Case, Measured};
+use crate::cli::Scenario;
+use crate::context::Context;
+use crate::load::{Counts, Outcome, Window};
+use crate::plot::{Lines, Scale, Series};
+use crate::report::{Figure, Section, Spread, cores};
+
+type Of = fn(&Measured) -> &Outcome;
+type Column = (&'static str, fn(&[Measured]) -> String);
+
+const LATENCY: [Column; 6] = [
+    ("premium alone p50 / p99 ms", |runs| both(runs, |run| &run.calm.premium)),
+    ("in the flood p50 / p99 ms", |runs| both(runs, |run| &run.premium)),
+    ("p99, times alone", |runs| {
+        Spread::of(runs, |run| run.premium.latency_ms(0.99) / run.calm.premium.latency_ms(0.99)).ratio()
+    }),
+    ("free p50 / p99 ms", |runs| both(runs, |run| &run.free)),
+    ("generators' lag p99 ms: premium, free", |runs| {
+        let lag = |outcome: Of| Spread::of(runs, |run| outcome(run).lag_ms(0.99)).text(1);
+        format!("{}, {}", lag(|run| &run.premium), lag(|run| &run.free))
+    }),
+    ("broker memory MiB: before, most", |runs| {
+        let memory = |at: usize| Spread::of(runs, |run| run.memory_mib[at] as f64).text(0);
+        format!("{}, {}", memory(0), memory(1))
+    }),
+];
+
+const RATES: [Column; 7] = [
+    ("capacity /s", |runs| Spread::of(runs, |run| run.calm.capacity).text(0)),
+    ("offered, times capacity", |runs| {
+        let sent = |outcome: &Outcome| outcome.counts.offered as f64 / outcome.seconds;
+        Spread::of(runs, |run| (sent(&run.premium) + sent(&run.free)) / run.calm.capacity).text(1)
+    }),
+    ("served of capacity", |runs| Spread::of(runs, |run| served(run) / run.calm.capacity).ratio()),
+    ("in 1 s of capacity (goodput)", |runs| {
+        let good = |outcome: &Outcome| outcome.in_time as f64 / outcome.seconds;
+        Spread::of(runs, |run| (good(&run.premium) + good(&run.free)) / run.calm.capacity).ratio()
+    }),
+    ("free's part of the served", |runs| Spread::of(runs, |run| run.free.rate() / served(run)).ratio()),
+    ("CPU share of refused publishes", |runs| Spread::of(runs, refusing).text(2)),
+    ("cores busy: premium, flood, worker, broker", |runs| {
+        let part = |part: usize| format!("{:.2}", Spread::of(runs, |run| run.cores[part]).median);
+        (0..4).map(part).collect::<Vec<_>>().join(" + ")
+    }),
+];
+
+pub(super) fn section(context: &Context, cases: &[Case], results: &[Vec<Measured>]) -> Result<Section> {
+    let mut section = Section::new(Scenario::Flood, context);
+    let length = results.iter().flatten().map(|run| queue_length(run.calm.capacity)).max().unwrap_or(0);
+    let seconds = results.iter().flatten().map(|run| run.free.seconds).fold(0.0, f64::max);
+    let deadline = DEADLINE.as_secs();
+    section.text(&format!(
+        "{seconds:.0} s each; budget of every request {deadline} s; a tier's queue holds up to {length} requests."
+    ));
+    for columns in [&LATENCY[..], &RATES] {
+        let names: Vec<&str> = ["case"].into_iter().chain(columns.iter().map(|column| column.0)).collect();
+        let rows = cases.iter().zip(results).map(|(case, runs)| {
+            [case.name()].into_iter().chain(columns.iter().map(|column| column.1(runs))).collect()
+        });
+        section.table(&names, rows.collect());
+    }
+    section.text("What became of the requests, over all runs:");
+    section.table(
+        &[
+            "case",
+            "tier",
+            "offered",
+            "served",
+            "refused",
+            "expired",
+            "failed",
+            "unanswered",
+            "unsent",
+            "unaccounted",
+        ],
+        cases.iter().zip(results).flat_map(|(case, runs)| fates(case, runs)).collect(),
+    );
+    for (case, runs) in cases.iter().zip(results) {
+        // The last run stands for all; medians over runs would smooth away what a plot over time is for.
+        if let Some(run) = runs.last() {
+            section.figure(figure(case, run)?);
+        }
+    }
+    Ok(section)
+}
+
+fn both(runs: &[Measured], outcome: Of) -> String {
+    let quantile = |quantile: f64| Spread::of(runs, |run| outcome(run).latency_ms(quantile)).text(1);
+    format!("{} / {}", quantile(0.5), quantile(0.99))
+}
+
+fn served(run: &Measured) -> f64 {
+    run.premium.rate() + run.free.rate()
+}
+
+/// Refused publishes a second times the cost of one, of all cores. Library clients' gates refuse most without a publish: none of
+/// their refusals is counted.
+fn refusing(run: &Measured) -> f64 {
+    let refused = run.free.counts.refused as f64 / run.free.seconds;
+    run.refusal_us.map_or(0.0, |refusal_us| refused * refusal_us / 1e6 / cores() as f64)
+}
+
+fn fates(case: &Case, runs: &[Measured]) -> Vec<Vec<String>> {
+    let tiers: [(&str, Of); 2] = [("premium", |run| &run.premium), ("free", |run| &run.free)];
+    let row = |(tier, outcome): (&str, Of)| {
+        let sum =
+            |count: &dyn Fn(&Counts) -> u64| runs.iter().map(|run| count(&outcome(run).counts)).sum::<u64>();
+        let counts = [
+            sum(&|counts| counts.offered),
+            sum(&|counts| counts.served),
+            sum(&|counts| counts.refused),
+            sum(&|counts| counts.expired),
+            sum(&|counts| counts.failed),
+            sum(&|counts| counts.unanswered),
+            sum(&|counts| counts.unsent),
+        ];
+        let unaccounted: i64 = runs.iter().map(|run| outcome(run).counts.unaccounted()).sum();
+        let texts = counts.iter().map(u64::to_string).chain([unaccounted.to_string()]);
+        [case.name(), tier.to_owned()].into_iter().chain(texts).collect()
+    };
+    tiers.map(row).into()
+}
+
+fn figure(case: &Case, run: &Measured) -> Result<Figure> {
+    let line = |name: &str, outcome: &Outcome, value: fn(&Window) -> f64| Series {
+        name: name.to_owned(),
+        points: outcome.windows.iter().map(|window| (window.at_s, value(window))).collect(),
+    };
+    let lines = Lines {
+        x: "seconds since the flood began",
+        y: "latency from intended send time (ms)",
+        scale: Scale::Logarithmic,
+        series: vec![
+            line("premium p50", &run.premium, |window| window.p50_ms),
+            line("premium p99", &run.premium, |window| window.p99_ms),
+            line("free p50", &run.free, |window| window.p50_ms),
+            line("free p99", &run.free, |window| window.p99_ms),
+        ],
+    };
+    Ok(Figure {
+        name: format!("flood-{}", case.name().replace(' ', "-")),
+        caption: format!("Latency of the answered requests during a flood, {}", case.name()),
+        svg: lines.svg()?,
+    })
+}

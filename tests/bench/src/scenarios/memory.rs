@@ -1,0 +1,179 @@
+//! The worker's memory over requests of ever other shapes: what it keeps must not grow.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use millrace_harness::models;
+use millrace_harness::process::WorkerProcess;
+use millrace_harness::setup;
+use millrace_producer::{Client, Datatype, Error, Request, Tensor};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::cli::Scenario;
+use crate::context::Context;
+use crate::load::config;
+use crate::plot::{Lines, Scale, Series};
+use crate::report::{Figure, Section};
+use millrace_common::amqp::topology::QueueKind;
+
+const PREFIX: &str = "bench-memory";
+const TIERS: [&str; 3] = ["premium", "enterprise", "free"];
+/// Half an hour where one measurement takes 5 s.
+const TIMES: u32 = 360;
+/// The part at the beginning in which caches and pools may fill.
+const WARM_UP: f64 = 1.0 / 3.0;
+const IN_FLIGHT: usize = 4;
+const PAUSE: Duration = Duration::from_millis(20);
+const MOST_ELEMENTS: f64 = 4096.0;
+
+pub(super) fn run(context: &Context) -> Result<Option<Section>> {
+    if !"memory".contains(&context.options.only) {
+        return Ok(None);
+    }
+    let duration = context.duration() * TIMES;
+    eprintln!("memory: {} minutes of mixed shapes", duration.as_secs() / 60);
+    let repository = context.scratch()?;
+    for datatype in ["FP32", "BYTES"] {
+        models::write(repository.path(), datatype, 1, &models::identity(datatype)?)?;
+    }
+    let mut worker = WorkerProcess::spawn(
+        &[],
+        &[
+            ("MILLRACE_AMQP_URL", &context.broker.amqp_url()),
+            ("MILLRACE__TOPOLOGY__PREFIX", PREFIX),
+            ("MILLRACE__MODELS__REPOSITORY", &repository.path().display().to_string()),
+            (setup::LIBRARY_VARIABLE, &context.library.display().to_string()),
+        ],
+    )?;
+    worker.wait_for_line("ready worker=", Duration::from_secs(60))?;
+    let (served, samples) = context.runtime.block_on(load(context, worker.pid(), duration))?;
+    worker.terminate();
+    worker.wait(Duration::from_secs(30)).context("the worker drains")?;
+    let warm: Vec<_> =
+        samples.iter().copied().filter(|(at, _)| *at >= WARM_UP * duration.as_secs_f64()).collect();
+    let mut section = Section::new(Scenario::Memory, context);
+    let at = |sample: Option<&(f64, f64)>| sample.map_or_else(String::new, |(_, mib)| format!("{mib:.1}"));
+    section.table(
+        &[
+            "minutes",
+            "requests",
+            "MiB at first",
+            "after warm-up",
+            "at last",
+            "slope after warm-up, MiB an hour",
+        ],
+        vec![vec![
+            format!("{:.1}", duration.as_secs_f64() / 60.0),
+            served.to_string(),
+            at(samples.first()),
+            at(warm.first()),
+            at(warm.last()),
+            format!("**{:.2}**", slope(&warm) * 3600.0),
+        ]],
+    );
+    let points = samples.iter().map(|(at, mib)| (at / 60.0, *mib)).collect();
+    let lines = Lines {
+        x: "minutes",
+        y: "resident memory (MiB)",
+        scale: Scale::Linear,
+        series: vec![Series { name: "worker".to_owned(), points }],
+    };
+    section.figure(Figure {
+        name: "memory".to_owned(),
+        caption: "The worker's memory over requests of ever other shapes".to_owned(),
+        svg: lines.svg()?,
+    });
+    Ok(Some(section))
+}
+
+/// Requests served, and the worker's memory every second: seconds, MiB.
+async fn load(context: &Context, worker: u32, duration: Duration) -> Result<(u64, Vec<(f64, f64)>)> {
+    let client = Client::connect(config(&context.broker.amqp_url(), PREFIX, QueueKind::Quorum)?).await?;
+    let mut random = StdRng::seed_from_u64(17);
+    let mut open = FuturesUnordered::new();
+    let (mut served, mut samples) = (0u64, Vec::new());
+    let started = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    while started.elapsed() < duration {
+        while open.len() < IN_FLIGHT {
+            let (client, request) = (client.clone(), request(&mut random)?);
+            open.push(
+                async move {
+                    tokio::time::sleep(PAUSE).await;
+                    client.infer(request).await
+                }
+                .boxed(),
+            );
+        }
+        tokio::select! {
+            Some(answer) = open.next() => {
+                let _: millrace_producer::Response = answer.map_err(|error: Error| anyhow::anyhow!(error))?;
+                served += 1;
+            }
+            _ = ticks.tick() => samples.push((started.elapsed().as_secs_f64(), resident_mib(worker)?)),
+        }
+    }
+    while let Some(answer) = open.next().await {
+        answer?;
+        served += 1;
+    }
+    client.close().await;
+    Ok((served, samples))
+}
+
+fn request(random: &mut StdRng) -> Result<Request> {
+    let rows = random.random_range(1..=16usize);
+    let columns = MOST_ELEMENTS.powf(random.random::<f64>()) as usize;
+    let is_text = random.random_bool(0.25);
+    let (model, datatype) = if is_text { ("BYTES", Datatype::Bytes) } else { ("FP32", Datatype::Fp32) };
+    let mut data = Vec::new();
+    for _ in 0..rows * columns {
+        if is_text {
+            let length = random.random_range(0..=16u32);
+            data.extend_from_slice(&length.to_le_bytes());
+            data.extend(std::iter::repeat_n(b'a', length as usize));
+        } else {
+            data.extend_from_slice(&random.random::<f32>().to_le_bytes());
+        }
+    }
+    let tensor = Tensor::new("x", datatype, vec![rows as i64, columns as i64], Bytes::from(data))?;
+    let request = Request::new(model).tier(TIERS[random.random_range(0..TIERS.len())]).input(tensor);
+    Ok(if random.random_bool(0.3) { request.json() } else { request })
+}
+
+fn resident_mib(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// Of the straight line nearest to the points (least squares), a second.
+fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |value: fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for point in points {
+        xy += (point.0 - x) * (point.1 - y);
+        xx += (point.0 - x).powi(2);
+    }
+    if xx > 0.0 { xy / xx } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leak_has_a_slope() {
+        let leak: Vec<_> =
+            (0..100).map(|second| (f64::from(second), 50.0 + 0.25 * f64::from(second))).collect();
+        assert!((slope(&leak) - 0.25).abs() < 1e-9);
+        assert_eq!(slope(&[(0.0, 7.0), (1.0, 7.0)]), 0.0);
+    }
+}

@@ -1,0 +1,151 @@
+//! A closed loop beside the raw AMQP echo and the raw ONNX Runtime loop.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use millrace_common::amqp::topology::QueueKind;
+
+use crate::cli::Scenario;
+use crate::context::Context;
+use crate::limits::echo::{self, Echo, Payload};
+use crate::limits::raw_loop::Pace;
+use crate::load::Arrivals;
+use crate::report::{Section, Spread};
+use crate::stack::Stack;
+use crate::workload::{Model, Workload};
+
+const TIER: &str = "premium";
+/// The raw loop settles sooner than a fleet.
+const RAW_LONGEST: Duration = Duration::from_secs(3);
+
+/// One run of a case.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    /// Requests a second.
+    pub(super) rate: f64,
+    /// CPU microseconds a request: client, worker, broker.
+    pub(super) cpu_us: [f64; 3],
+    /// Microseconds that the model ran for a row, as the worker's replies say.
+    pub(super) model_us: f64,
+    /// Rows of a batch, as the mean request sees it.
+    pub(super) batch: f64,
+    pub(super) p50_ms: f64,
+    pub(super) p99_ms: f64,
+    /// The echo of the bodies alone.
+    pub(super) bare: Echo,
+    /// The echo of the very messages.
+    pub(super) same: Echo,
+    /// The raw loop at its best batch size, and at the fleet's.
+    pub(super) best: Pace,
+    pub(super) alike: Pace,
+}
+
+fn cases() -> Vec<Workload> {
+    let of = |model| Workload::of(model);
+    let json = |model| Workload { is_json: true, ..of(model) };
+    let packed = |model| Workload { is_packed: true, ..of(model) };
+    vec![
+        json(Model::Digits),
+        of(Model::Digits),
+        of(Model::Tiny),
+        Workload { queue_type: QueueKind::Classic, ..of(Model::Tiny) },
+        json(Model::Tiny),
+        packed(Model::Tiny),
+        of(Model::Mid),
+        packed(Model::Mid),
+        of(Model::Heavy),
+        of(Model::MiniLm),
+    ]
+}
+
+pub(super) fn run(context: &Context) -> Result<Option<Section>> {
+    let cases = context.selected(cases(), Workload::name);
+    if cases.is_empty() {
+        return Ok(None);
+    }
+    let results =
+        context.alternate("throughput", &cases, Workload::name, |case, _| measure(context, *case))?;
+    let mut section = Section::new(Scenario::Throughput, context);
+    let columns = [
+        "case",
+        "fleet /s",
+        "bare echo /s",
+        "of bare",
+        "same echo /s",
+        "of same",
+        "raw loop rows/s (batch)",
+        "of loop",
+        "mean batch",
+        "p50 / p99 ms",
+        "CPU µs a request: client + worker + broker (bare echo, same echo: all)",
+    ];
+    section.table(&columns, cases.iter().zip(&results).map(|(case, runs)| row(case, runs)).collect());
+    Ok(Some(section))
+}
+
+fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {
+    let spread = |value: &dyn Fn(&Measured) -> f64| Spread::of(runs, value);
+    let cpu: Vec<f64> = (0..3).map(|part| spread(&|run| run.cpu_us[part]).median).collect();
+    vec![
+        case.name(),
+        spread(&|run| run.rate).text(0),
+        spread(&|run| run.bare.rate).text(0),
+        spread(&|run| run.rate / run.bare.rate).ratio(),
+        spread(&|run| run.same.rate).text(0),
+        spread(&|run| run.rate / run.same.rate).ratio(),
+        format!(
+            "{} ({:.0})",
+            spread(&|run| run.best.rows).text(0),
+            spread(&|run| run.best.batch as f64).median
+        ),
+        spread(&|run| run.rate / run.best.rows).ratio(),
+        format!("{:.1}", spread(&|run| run.batch).median),
+        format!("{:.1} / {:.1}", spread(&|run| run.p50_ms).median, spread(&|run| run.p99_ms).median),
+        format!(
+            "{:.0} + {:.0} + {:.0} = {:.0} ({:.0}, {:.0})",
+            cpu[0],
+            cpu[1],
+            cpu[2],
+            cpu.iter().sum::<f64>(),
+            spread(&|run| run.bare.cpu_us).median,
+            spread(&|run| run.same.cpu_us).median,
+        ),
+    ]
+}
+
+/// Fleet, both echoes and the raw loop, one after the other.
+pub(super) fn measure(context: &Context, workload: Workload) -> Result<Measured> {
+    let mut stack = Stack::new(context, "throughput", workload)?;
+    stack.start_worker(&[])?;
+    let sample = stack.sample()?;
+    let in_flight = workload.in_flight();
+    let mut run = stack.run(vec![stack.spec(TIER, Arrivals::Closed { in_flight })])?;
+    let outcome = run.outcomes.remove(0).checked()?;
+    stack.stop()?;
+    let answers = outcome.answers.max(1) as f64;
+    let echo = |payload| {
+        let measuring =
+            echo::measure(&context.broker, workload.queue_type, &sample, payload, context.duration());
+        context.runtime.block_on(measuring)
+    };
+    let (bare, same) = (echo(Payload::Bare)?, echo(Payload::Same)?);
+    let duration = context.duration().min(RAW_LONGEST);
+    let measured = Measured {
+        rate: outcome.rate(),
+        cpu_us: [run.client_cpu[0], run.worker_cpu, run.broker_cpu]
+            .map(|cpu| cpu.as_secs_f64() * 1e6 / answers),
+        model_us: outcome.model_s * 1e6 / answers,
+        batch: outcome.batch,
+        p50_ms: outcome.latency_ms(0.5),
+        p99_ms: outcome.latency_ms(0.99),
+        bare,
+        same,
+        best: context.raw()?.best(workload.model, duration)?,
+        alike: context.raw()?.at(workload.model, outcome.batch.round() as usize, duration)?,
+    };
+    eprintln!(
+        "  fleet {:.0}/s, echo {:.0}/s bare, {:.0}/s same, raw loop {:.0}/s at batch {}, mean batch {:.1}",
+        measured.rate, bare.rate, same.rate, measured.best.rows, measured.best.batch, measured.batch
+    );
+    Ok(measured)
+}
