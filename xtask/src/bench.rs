@@ -14,13 +14,18 @@ use crate::workspace;
 /// `scaling`, `tenants`, `cost`; all of them if none is named. Every case runs several times over, in turn, so that a noisy
 /// minute hits all alike. Prints tables; `--write` puts them and their plots into docs/benchmarks. Keep the machine quiet
 /// meanwhile: everything with the default settings takes about an hour and a half.
+///
+/// `peers` (or --peers), only when named, compares the fleet with what one would pick instead, each at its best settings with
+/// the same model, row and requests in flight: Celery, a batching worker written by hand with aio-pika, and Mosec (HTTP, nothing
+/// durable). Its first run makes a Python environment in target/ (pinned packages, 230 MB; needs Python 3.11 or later).
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask bench -- --help                         what each scenario measures, and every option
   cargo xtask bench throughput --only tiny --runs 3   some cases of one scenario
   cargo xtask bench latency flood --write             two scenarios, tables and plots into docs
-  cargo xtask bench                                   all scenarios, 5 runs of 5 s")]
+  cargo xtask bench --peers -- --only mid --runs 3    the fleet against its peers, with one model
+  cargo xtask bench                                   all scenarios but `memory` and `peers`, 5 runs of 5 s")]
 pub(crate) struct Arguments {
     /// Scenarios and options: --seconds, --runs, --only, --write
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "SCENARIO|OPTION")]
@@ -33,7 +38,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     workspace::build(&["--release", "-p", "millrace-worker", "-p", "millrace-bench"])?;
     let binaries = workspace::target()?.join("release");
     let status = std::process::Command::new(binaries.join("millrace-bench"))
-        .args(&arguments.arguments)
+        // Where the user's `--` stands among what is passed on depends on what came before it.
+        .args(arguments.arguments.iter().filter(|argument| *argument != "--"))
         .current_dir(workspace::root())
         .env(process::BINARIES_VARIABLE, &binaries)
         .env(setup::LIBRARY_VARIABLE, library)

@@ -15,9 +15,13 @@ use clap::{Parser, Subcommand, ValueEnum};
     after_help = AFTER_HELP
 )]
 pub(crate) struct Arguments {
-    /// What to measure, in this order; all but `memory` by default
+    /// What to measure, in this order; all but `memory` and `peers` by default
     #[arg(value_enum, value_name = "SCENARIO")]
     pub(crate) scenarios: Vec<Scenario>,
+
+    /// The same as naming `peers`
+    #[arg(long)]
+    pub(crate) peers: bool,
 
     #[command(flatten)]
     pub(crate) options: Options,
@@ -75,6 +79,8 @@ pub(crate) enum Scenario {
     Cost,
     /// The worker's memory over half an hour of mixed shapes; only when named
     Memory,
+    /// Celery, an aio-pika batcher and Mosec beside the fleet, in a Python environment; only when named
+    Peers,
 }
 
 impl Scenario {
@@ -89,7 +95,13 @@ impl Scenario {
             Self::Tenants => "tenants",
             Self::Cost => "cost",
             Self::Memory => "memory",
+            Self::Peers => "peers",
         }
+    }
+
+    /// Whether it is measured without being named.
+    pub(crate) fn is_default(self) -> bool {
+        !matches!(self, Self::Memory | Self::Peers)
     }
 }
 

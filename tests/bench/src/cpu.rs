@@ -12,6 +12,25 @@ pub(crate) fn of(pid: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
+/// A process and all that descend from it, as they are now.
+pub(crate) fn tree(root: u32) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut tree = vec![root];
+    let mut seen = 0;
+    while let Some(&above) = tree.get(seen) {
+        tree.extend(parents.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| pid));
+        seen += 1;
+    }
+    tree
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// A span of CPU time of several processes.
 pub(crate) struct Meter {
     start: Vec<(u32, Duration)>,

@@ -31,10 +31,12 @@ fn main() -> Result<()> {
         None => {}
     }
     let context = Context::new(runtime, arguments.options)?;
-    let wanted = match arguments.scenarios {
-        named if !named.is_empty() => named,
-        _ => Scenario::value_variants().iter().copied().filter(|it| *it != Scenario::Memory).collect(),
-    };
+    let mut wanted = arguments.scenarios;
+    if arguments.peers {
+        wanted.push(Scenario::Peers);
+    } else if wanted.is_empty() {
+        wanted.extend(Scenario::value_variants().iter().filter(|scenario| scenario.is_default()));
+    }
     for scenario in wanted {
         let Some(section) = scenarios::run(scenario, &context)? else {
             eprintln!("{}: no case contains `{}`", scenario.name(), context.options.only);

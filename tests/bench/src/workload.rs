@@ -75,6 +75,14 @@ impl Model {
         }
     }
 
+    /// One row as it stands in a binary message: little-endian.
+    pub(crate) fn row_bytes(self) -> (Datatype, Vec<u8>) {
+        match self.values(1) {
+            Values::F32(values) => (Datatype::Fp32, values.into_iter().flat_map(f32::to_le_bytes).collect()),
+            Values::I64(values) => (Datatype::Int64, values.into_iter().flat_map(i64::to_le_bytes).collect()),
+        }
+    }
+
     /// The generated model; `None` for the committed one.
     fn generated(self) -> Option<ModelProto> {
         match self {
@@ -144,10 +152,7 @@ impl Workload {
 
     /// The input of a request of one row.
     pub(crate) fn tensor(&self) -> Result<Tensor> {
-        let (datatype, data): (_, Vec<u8>) = match self.model.values(1) {
-            Values::F32(values) => (Datatype::Fp32, values.into_iter().flat_map(f32::to_le_bytes).collect()),
-            Values::I64(values) => (Datatype::Int64, values.into_iter().flat_map(i64::to_le_bytes).collect()),
-        };
+        let (datatype, data) = self.model.row_bytes();
         let shape = [vec![1], self.model.row()].concat();
         Ok(Tensor::new(self.model.input(), datatype, shape, Bytes::from(data))?)
     }

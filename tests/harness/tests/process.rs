@@ -25,14 +25,16 @@ fn a_process_ends_with_its_killed_owner() {
         .map(Result::unwrap)
         .find_map(|line| line.split_once("PROCESS ").map(|(_, rest)| rest.to_owned()))
         .expect("the owner names its process");
-    let (pid, directory) = line.split_once(' ').unwrap();
-    let process = ProcessId::of(pid.parse().unwrap()).expect("the process runs");
+    let [pid, member, directory] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+    let processes = [pid, member].map(|pid| ProcessId::of(pid.parse().unwrap()).expect("the process runs"));
     assert!(Path::new(directory).is_dir());
 
     owner.kill().unwrap();
     owner.wait().unwrap();
 
-    assert!(process.wait(GONE), "the process outlives its killed owner");
+    for process in processes {
+        assert!(process.wait(GONE), "a process outlives its killed owner");
+    }
     let deadline = Instant::now() + GONE;
     while Path::new(directory).exists() {
         assert!(Instant::now() < deadline, "left behind: {directory}");
@@ -52,7 +54,12 @@ fn owner_of_a_process() {
     let mut process = Process::spawn(command).unwrap();
     let output = process.wait_for_line("/", GONE).unwrap();
     let directory = Path::new(&output).parent().unwrap();
-    println!("PROCESS {} {}", process.pid(), directory.display());
+    let mut command = Command::new("sh");
+    command.args(["-c", "sleep 1000 & echo member $!; wait"]);
+    let mut group = Process::spawn_group(command, tempfile::tempdir().unwrap()).unwrap();
+    let member = group.wait_for_line("member ", GONE).unwrap();
+    let member = member.trim_start_matches("member ");
+    println!("PROCESS {} {member} {}", process.pid(), directory.display());
     // Until it is killed, or its own starter is gone and closes the pipe.
     let _ = std::io::stdin().lines().next();
 }

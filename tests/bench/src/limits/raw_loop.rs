@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ort::environment::Environment;
 use ort::session::Session;
 use ort::value::TensorRef;
@@ -49,6 +49,19 @@ impl RawLoop {
     /// At this batch size.
     pub(crate) fn at(&self, model: Model, batch: usize, duration: Duration) -> Result<Pace> {
         pace(&mut self.session(model)?, model, batch.max(1), duration)
+    }
+
+    /// What a model with FP32 inputs makes of its row.
+    pub(crate) fn answer(&self, model: Model) -> Result<Vec<f32>> {
+        let Values::F32(values) = model.values(1) else {
+            bail!("{} takes no FP32", model.name());
+        };
+        let shape = [vec![1], model.row()].concat();
+        let input = TensorRef::from_array_view((shape, values.as_slice()))?;
+        let mut session = self.session(model)?;
+        let outputs = session.run(ort::inputs![model.input() => input])?;
+        let (_, output) = outputs[0].try_extract_tensor::<f32>()?;
+        Ok(output.to_vec())
     }
 
     fn session(&self, model: Model) -> Result<Session> {

@@ -4,6 +4,7 @@ mod cost;
 mod flood;
 mod latency;
 mod memory;
+mod peers;
 mod scaling;
 mod shares;
 mod tenants;
@@ -28,5 +29,6 @@ pub(crate) fn run(scenario: Scenario, context: &Context) -> Result<Option<Sectio
         Scenario::Tenants => tenants::run(context),
         Scenario::Cost => cost::run(context),
         Scenario::Memory => memory::run(context),
+        Scenario::Peers => peers::run(context),
     }
 }

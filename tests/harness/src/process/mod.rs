@@ -5,12 +5,14 @@ mod watchdog;
 mod worker;
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use id::ProcessId;
@@ -46,6 +48,18 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Where a process's output goes.
+struct Logs {
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Logs {
+    fn of(directory: &Path) -> Self {
+        Self { stdout: directory.join("stdout"), stderr: directory.join("stderr") }
+    }
+}
+
 /// A child process with its output in files. Dropping it kills it; so does the end of this process, however it comes.
 pub struct Process {
     name: String,
@@ -53,7 +67,9 @@ pub struct Process {
     watchdog: Watchdog,
     stdout: PathBuf,
     stderr: PathBuf,
-    /// Removed with this value, unless the caller gave the directory.
+    /// Whether it leads a process group, which ends with it.
+    leads_group: bool,
+    /// Removed with this value, unless the caller gave the directory to keep.
     _directory: Option<TempDir>,
 }
 
@@ -64,8 +80,17 @@ impl Process {
     /// When the program cannot be started.
     pub fn spawn(command: Command) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("millrace-").tempdir()?;
-        let (stdout, stderr) = (directory.path().join("stdout"), directory.path().join("stderr"));
-        Self::start(command, stdout, stderr, Some(directory))
+        Self::start(command, Logs::of(directory.path()), Some(directory), false)
+    }
+
+    /// Starts a program that starts others: it leads a process group, and what ends it ends the group. Its output and whatever
+    /// it keeps in `directory` are removed in the end.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn_group(mut command: Command, directory: TempDir) -> Result<Self> {
+        command.process_group(0);
+        Self::start(command, Logs::of(directory.path()), Some(directory), true)
     }
 
     /// As [`Process::spawn`], its output in `<directory>/<name>.stdout` and `.stderr`, which stay.
@@ -75,14 +100,15 @@ impl Process {
     pub fn spawn_with_logs(command: Command, directory: &Path, name: &str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let log = |output: &str| directory.join(format!("{name}.{output}"));
-        Self::start(command, log("stdout"), log("stderr"), None)
+        let logs = Logs { stdout: log("stdout"), stderr: log("stderr") };
+        Self::start(command, logs, None, false)
     }
 
     fn start(
         mut command: Command,
-        stdout: PathBuf,
-        stderr: PathBuf,
+        Logs { stdout, stderr }: Logs,
         directory: Option<TempDir>,
+        leads_group: bool,
     ) -> Result<Self> {
         // Files, not pipes: nothing blocks when nobody reads, and a detached process goes on writing.
         let child = command
@@ -91,9 +117,11 @@ impl Process {
             .stderr(File::create(&stderr)?)
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        let watchdog = Watchdog::over(child.id(), directory.as_ref().map(TempDir::path))?;
+        // To `kill` a negative pid is a process group.
+        let target = if leads_group { format!("-{}", child.id()) } else { child.id().to_string() };
+        let watchdog = Watchdog::over(&target, directory.as_ref().map(TempDir::path))?;
         let name = command.get_program().to_string_lossy().into_owned();
-        Ok(Self { name, child, watchdog, stdout, stderr, _directory: directory })
+        Ok(Self { name, child, watchdog, stdout, stderr, leads_group, _directory: directory })
     }
 
     pub fn pid(&self) -> u32 {
@@ -144,8 +172,16 @@ impl Process {
     /// # Errors
     /// When the system refuses to wait.
     pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.kill_group();
         self.child.kill()?;
         Ok(self.child.wait()?)
+    }
+
+    /// Members may outlive their leader; while there is one, the group's id is nobody else's.
+    fn kill_group(&self) {
+        if let (true, Ok(id)) = (self.leads_group, i32::try_from(self.child.id())) {
+            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+        }
     }
 
     /// Any other signal: SIGINT, or SIGSTOP and SIGCONT to freeze it for a while. Nothing happens once it has ended.
@@ -200,6 +236,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        self.kill_group();
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.watchdog.dismiss();
@@ -262,6 +299,18 @@ mod tests {
         assert!(id.is_running());
         drop(process);
         assert!(!id.is_running());
+    }
+
+    #[test]
+    fn a_group_ends_with_its_leader() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo member $!; wait"]);
+        let mut process = Process::spawn_group(command, tempfile::tempdir().unwrap()).unwrap();
+        let line = process.wait_for_line("member", SOON).unwrap();
+        let member = ProcessId::of(line.trim_start_matches("member ").parse().unwrap()).unwrap();
+        assert!(member.is_running());
+        drop(process);
+        assert!(member.wait(SOON));
     }
 
     #[test]

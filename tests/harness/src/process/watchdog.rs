@@ -12,11 +12,12 @@ use anyhow::{Context, Result};
 pub(super) struct Watchdog(Child);
 
 impl Watchdog {
-    /// Kills `pid`, and removes `directory` if there is one, when this process ends without dropping the watchdog.
-    pub(super) fn over(pid: u32, directory: Option<&Path>) -> Result<Self> {
+    /// Kills `target`, a pid or as a negative number a process group, and removes `directory` if there is one, when this
+    /// process ends without dropping the watchdog.
+    pub(super) fn over(target: &str, directory: Option<&Path>) -> Result<Self> {
         Command::new("sh")
             .args(["-c", "read -r _ || { kill -KILL \"$0\"; rm -rf \"$@\"; }"])
-            .arg(pid.to_string())
+            .arg(target)
             .args(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

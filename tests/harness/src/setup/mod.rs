@@ -9,6 +9,7 @@ mod debootstrap;
 mod index;
 mod onnxruntime;
 mod pika;
+mod python;
 mod rabbitmq;
 mod wheel;
 
@@ -22,6 +23,7 @@ pub use conformance::onnx_node_tests;
 pub use debootstrap::{debian_base, debian_rootfs};
 pub use onnxruntime::{LIBRARY_VARIABLE, ONNXRUNTIME_VERSION, onnxruntime};
 pub use pika::pika;
+pub use python::python_environment;
 pub use rabbitmq::{RabbitMq, rabbitmq};
 
 /// Why the set-up stopped; the message says what to run by hand.
@@ -39,6 +41,11 @@ pub enum SetupError {
         "this needs root: {what}. Run the same command as root, or let `sudo -n` work without a password"
     )]
     NeedsRoot { what: &'static str },
+    #[error(
+        "Python's `venv` is not installed and {reason}.\n  Debian, Ubuntu: sudo apt-get install python3-venv\n  \
+         elsewhere:      a Python of version 3.11 or later, as `python3`"
+    )]
+    PythonMissing { reason: String },
     #[error("there is no pinned {what} for {platform}; {remedy}")]
     UnknownPlatform { what: &'static str, platform: String, remedy: String },
     #[error("{variable}={} does not exist; correct the path, or unset the variable to have one downloaded", path.display())]
