@@ -1,18 +1,19 @@
 //! The client: one publishing connection, one reply queue, and the requests that wait.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+mod publish;
+
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use millrace_common::amqp::connection::{Connector, LinkState, wait_up};
 use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
 use millrace_common::amqp::message::ReplyKey;
-use millrace_common::amqp::publisher::{Forbidden, Outcome, Publisher, PublisherOptions};
+use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
 use millrace_common::config::load::{ConfigError, Validate};
 use millrace_common::directory::Directory;
 use millrace_common::fleet::{ANNOUNCE_EVERY, Fleet};
 use millrace_common::lifecycle::Lifecycle;
-use millrace_common::protocol::status::Code;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::Instant;
 use tracing::debug;
@@ -28,8 +29,6 @@ use crate::replies::{Orphan, Pending, Replies};
 use crate::request::Request;
 use crate::response::Response;
 
-/// Pause before a request whose outcome is unknown is published again, under the same id.
-const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 /// The longest that a request may wait, as the configuration's own bound.
 const LONGEST_BUDGET: Duration = Duration::from_secs(30 * 86_400);
 
@@ -241,97 +240,6 @@ impl Client {
         self.inner.directory.get_or_init(listen)
     }
 
-    /// Lets a request through the gate, and tells whether it is a probe.
-    fn admit(&self, routing_key: &str) -> Result<bool, Error> {
-        let mut gate = self.gate();
-        if gate.is_open() {
-            return Ok(false);
-        }
-        let is_probe = gate.is_closed(routing_key);
-        match gate.admit(routing_key, Instant::now().into_std()) {
-            Ok(()) => Ok(is_probe),
-            Err(pause) => Err(full(routing_key, pause)),
-        }
-    }
-
-    /// How long the gate holds requests of this key back.
-    fn pause(&self, routing_key: &str) -> Option<Duration> {
-        let gate = self.gate();
-        if gate.is_open() { None } else { gate.pause(routing_key, Instant::now().into_std()) }
-    }
-
-    /// The queue took a request. Only a probe tells that it has room again: others were sent before it was full.
-    fn taken(&self, routing_key: &str, is_probe: bool) {
-        if is_probe {
-            self.gate().taken(routing_key);
-        }
-    }
-
-    fn gate(&self) -> MutexGuard<'_, Gate> {
-        // Single map operations; a panic cannot leave it half changed.
-        self.inner.gate.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn publish(
-        &self,
-        outgoing: &Outgoing,
-        is_probe: bool,
-        (deadline, budget): (Instant, Duration),
-    ) -> Result<(), Error> {
-        let inner = &*self.inner;
-        let mut last = String::new();
-        loop {
-            let room = tokio::time::timeout_at(deadline, inner.publisher.room(outgoing.bytes())).await;
-            let Ok(room) = room else {
-                return Err(match last.is_empty() {
-                    true => Error::DeadlineExceeded { budget },
-                    false => Error::UnknownOutcome { reason: format!("not sent again in time ({last})") },
-                });
-            };
-            // Whoever waited for room may find the gate closed by those before it.
-            if let Some(pause) = self.pause(&outgoing.routing_key).filter(|_| !is_probe && last.is_empty()) {
-                return Err(full(&outgoing.routing_key, pause));
-            }
-            let message = outgoing.message(&inner.request_exchange, &inner.reply_key, deadline);
-            match tokio::time::timeout_at(deadline, room.publish(message).outcome()).await {
-                Err(_) => {
-                    let last = if last.is_empty() { "no answer from the broker" } else { &last };
-                    let reason = format!("no confirm before the deadline ({last})");
-                    return Err(Error::UnknownOutcome { reason });
-                }
-                Ok(Outcome::Confirmed) => {
-                    self.taken(&outgoing.routing_key, is_probe);
-                    return Ok(());
-                }
-                Ok(Outcome::Refused) => {
-                    let (now, key) = (Instant::now().into_std(), &outgoing.routing_key);
-                    let pause = self.gate().refused(key, now, is_probe, rand::random());
-                    return Err(full(key, pause));
-                }
-                Ok(Outcome::Unroutable) => {
-                    return Err(Error::Refused {
-                        code: Code::UnknownModel,
-                        message: format!(
-                            "no queue for `{}`: no worker has served this model and tier yet",
-                            outgoing.routing_key
-                        ),
-                        retry_after: None,
-                    });
-                }
-                Ok(Outcome::Forbidden(forbidden)) => {
-                    let (code, message) = match forbidden {
-                        Forbidden::Access(message) => (Code::Unauthorized, message),
-                        Forbidden::Size(message) => (Code::TooLarge, message),
-                    };
-                    return Err(Error::Refused { code, message, retry_after: None });
-                }
-                Ok(Outcome::NotSent(_)) => return Err(Error::Closed),
-                Ok(Outcome::Unknown(reason)) => last = reason,
-            }
-            tokio::time::sleep(AGAIN_PAUSE).await;
-        }
-    }
-
     /// The workers alive, what they serve and hold. The first call listens for a little over a second.
     pub async fn fleet(&self) -> Fleet {
         let directory = self.directory();
@@ -380,13 +288,5 @@ impl Client {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.publishing.stop();
-    }
-}
-
-fn full(routing_key: &str, pause: Duration) -> Error {
-    Error::Refused {
-        code: Code::Overloaded,
-        message: format!("the queue of `{routing_key}` is full"),
-        retry_after: Some(pause),
     }
 }

@@ -18,7 +18,7 @@ pub enum Error {
     /// The broker refused it: it is in no queue. It will not run; where it was sent again because its pack had failed, it may have.
     #[error("refused ({code}): {message}")]
     Refused {
-        /// [`Code::Overloaded`] (the tier's queue is full), [`Code::UnknownModel`] (no such queue),
+        /// [`Code::Overloaded`] (the tier's queue is full, or this client has more to publish than the broker takes), [`Code::UnknownModel`] (no such queue),
         /// [`Code::Unauthorized`] (the broker's user may not use the tier) or [`Code::TooLarge`] (for the broker).
         code: Code,
         /// More for people.
