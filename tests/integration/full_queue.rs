@@ -43,6 +43,8 @@ async fn a_retry_into_a_full_tier_queue_is_not_lost() {
     let pinned = with_header(foreign.properties(), "x-model-version", AMQPValue::LongInt(2));
     let pinned = foreign.request_with("m.premium", pinned, &rows(&[[1.0; 4]])).await;
     milestone(&mut first, "passing a request on").await;
+    // Not only said, but done: it stays there for a second.
+    eventually("it hopped", PATIENCE, async || foreign.depth("retry.1000").await == 1).await;
 
     // The worker takes nothing any more, and the queue fills while the request waits for its second chance.
     first.signal(Signal::SIGSTOP);
