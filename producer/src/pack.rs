@@ -107,8 +107,10 @@ fn deadline_class(budget: Duration) -> u64 {
     (ms >> shift) << shift
 }
 
-/// Requests that go by themselves after one has waited for company in vain.
-const AFTER_A_LONELY_ONE: u32 = 8;
+/// So many requests in a row that waited for company in vain tell that there is none.
+const IN_VAIN: u32 = 3;
+/// Requests that go by themselves after them.
+const EXCUSED: u32 = 16;
 
 /// Requests that wait for company, by key, and how many of each key are away: sent and not answered.
 #[derive(Debug)]
@@ -124,6 +126,8 @@ struct Lot<M> {
     size: Size,
     number: u64,
     away: u32,
+    /// Requests in a row that waited in vain.
+    lonely: u32,
     /// Requests that need not wait for company.
     excused: u32,
 }
@@ -145,12 +149,20 @@ impl<M> Default for Lots<M> {
 
 impl<M> Default for Lot<M> {
     fn default() -> Self {
-        Self { members: Vec::new(), rows: 0, size: Size::default(), number: 0, away: 0, excused: 0 }
+        Self {
+            members: Vec::new(),
+            rows: 0,
+            size: Size::default(),
+            number: 0,
+            away: 0,
+            lonely: 0,
+            excused: 0,
+        }
     }
 }
 
 impl<M> Lots<M> {
-    /// Whether a request of this key should wait for company: not where none is away, nor after one that waited in vain.
+    /// Whether a request of this key should wait for company: not where none is away, nor after some that waited in vain.
     pub(crate) fn wants_company(&mut self, key: &Key) -> bool {
         let Some(lot) = self.by_key.get_mut(key).filter(|lot| lot.away > 0) else { return false };
         let is_excused = lot.excused > 0 && lot.members.is_empty();
@@ -206,15 +218,23 @@ impl<M> Lots<M> {
         if lot.number != number || lot.members.is_empty() {
             return None;
         }
-        lot.excused = if lot.members.len() == 1 { AFTER_A_LONELY_ONE } else { 0 };
-        Some(lot.take())
+        let members = lot.take();
+        if let [_] = members[..] {
+            lot.lonely += 1;
+            lot.excused = if lot.lonely >= IN_VAIN { EXCUSED } else { 0 };
+        }
+        Some(members)
     }
 }
 
 impl<M> Lot<M> {
     fn take(&mut self) -> Vec<M> {
         (self.rows, self.size) = (0, Size::default());
-        std::mem::take(&mut self.members)
+        let members = std::mem::take(&mut self.members);
+        if members.len() > 1 {
+            self.lonely = 0;
+        }
+        members
     }
 }
 

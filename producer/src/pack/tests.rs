@@ -121,11 +121,37 @@ fn nothing_is_kept_of_what_was_answered() {
     lots.answered(&key);
     assert!(!lots.wants_company(&key));
     assert_eq!(lots.close(&key, 1), Some(vec![0]));
+    assert!(lots.by_key[&key].members.is_empty());
     lots.send(&key);
-    let excused = (0..20).filter(|_| !lots.wants_company(&key)).count();
-    assert_eq!(excused, AFTER_A_LONELY_ONE as usize, "one waited in vain");
     lots.answered(&key);
     assert!(lots.by_key.is_empty());
+}
+
+#[test]
+fn nobody_waits_where_company_never_comes() {
+    let mut lots = Lots::<u32>::default();
+    let key = key_of(&request(1));
+    lots.send(&key);
+    let mut number = 0;
+    let mut alone = |lots: &mut Lots<u32>, members: u32| {
+        for member in 0..members {
+            add(lots, 1, 9, member);
+        }
+        number += 1;
+        lots.close(&key_of(&request(1)), number).unwrap();
+    };
+    // The last of many is often by itself.
+    for _ in 0..10 {
+        alone(&mut lots, 1);
+        alone(&mut lots, 5);
+        assert!(lots.wants_company(&key));
+    }
+    for _ in 0..IN_VAIN {
+        assert!(lots.wants_company(&key));
+        alone(&mut lots, 1);
+    }
+    let excused = (0..50).filter(|_| !lots.wants_company(&key)).count();
+    assert_eq!(excused, EXCUSED as usize);
 }
 
 #[test]
