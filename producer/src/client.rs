@@ -208,17 +208,15 @@ impl Client {
         let budget = self.budget(&request);
         let deadline = Instant::now() + budget;
         let outgoing = Outgoing::prepare(request, &self.inner.config)?;
-        let is_probe = self.admit(&outgoing.routing_key)?;
+        let mut pass = self.admit(&outgoing.routing_key)?;
         let (place, mut replied) = self.inner.pending.wait_for(outgoing.id.clone());
         let mut early = None;
         tokio::select! {
-            published = self.publish(&outgoing, is_probe, (deadline, budget)) => published?,
+            published = self.publish(&outgoing, &mut pass, (deadline, budget)) => published?,
             // The reply can overtake the confirm; it proves that the request was taken.
-            Ok(reply) = &mut replied => {
-                self.taken(&outgoing.routing_key, is_probe);
-                early = Some(reply);
-            }
+            reply = &mut replied => early = Some(reply.map_err(|_| Error::Closed)?),
         }
+        pass.taken();
         Ok(Handle::alone((place, replied), early, away, (deadline, budget), self.clone()))
     }
 
@@ -236,7 +234,10 @@ impl Client {
 
     /// The fleet's directory; listening begins with the first call.
     pub(crate) fn directory(&self) -> &Directory {
-        let listen = || Directory::listen(self.inner.connector.clone(), &self.inner.config.topology);
+        let listen = || {
+            let _on = self.inner.packing.runtime().enter();
+            Directory::listen(self.inner.connector.clone(), &self.inner.config.topology)
+        };
         self.inner.directory.get_or_init(listen)
     }
 

@@ -58,6 +58,13 @@ impl Gate {
         closed.until.saturating_duration_since(now).max(FIRST_PAUSE)
     }
 
+    /// A probe ended without the broker's word; another may pass.
+    pub(crate) fn abandoned(&mut self, key: &str, now: Instant) {
+        if let Some(closed) = self.closed.get_mut(key) {
+            closed.until = now;
+        }
+    }
+
     /// The broker took a request: there is room.
     pub(crate) fn taken(&mut self, key: &str) {
         self.closed.remove(key);
@@ -121,5 +128,7 @@ mod tests {
         let pause = gate.refused("k", now, false, 0.0);
         assert!(gate.admit("k", now + pause).is_ok());
         assert!(gate.admit("k", now + pause + PROBE_PATIENCE).is_ok());
+        gate.abandoned("k", now);
+        assert!(gate.admit("k", now).is_ok(), "it is known to have come to nothing");
     }
 }

@@ -350,7 +350,7 @@ fn written(entries: &[Row]) -> String {
 
 /// The members of the pack that a response answers, by its body's id.
 pub(crate) fn members(response: &InferResponse) -> Option<Vec<Entry>> {
-    serde_json::from_str(response.id.as_deref()?).ok()
+    serde_json::from_str(response.id.as_deref()?).ok().filter(|members: &Vec<Entry>| !members.is_empty())
 }
 
 #[cfg(test)]

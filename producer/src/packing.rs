@@ -23,6 +23,8 @@ use self::travel::{Counted, Member, travel};
 const LIMIT_COUNTS_FOR: Duration = Duration::from_millis(500);
 /// How long packs stay smaller after one that failed.
 const CAUTION: Duration = Duration::from_secs(30);
+/// Packs do not get smaller than this: one caller's bad rows must not end packing for all.
+const CAREFUL: u32 = 4;
 /// Models and versions whose limits are remembered, about.
 const LIMITS: usize = 256;
 /// A request with less time than this waits for nobody.
@@ -89,6 +91,11 @@ impl Packing {
     fn state(&self) -> MutexGuard<'_, State> {
         // Operations on collections; a panic cannot leave them half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client's runtime.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
     }
 
     /// Members that have no answer.
@@ -169,7 +176,9 @@ impl Packing {
     fn take_care(&self, request: &Request, rows: u32) {
         let key = (request.model.clone(), request.version);
         if let Some(limit) = self.state().limits.get_mut(&key) {
-            limit.caution = Some(((rows / 2).max(1), Instant::now() + CAUTION));
+            let now = Instant::now();
+            let in_force = limit.rows(now).min(rows.max(CAREFUL));
+            limit.caution = Some(((in_force / 2).max(CAREFUL), now + CAUTION));
         }
     }
 
@@ -199,9 +208,15 @@ impl State {
         if now.duration_since(limit.heard) >= LIMIT_COUNTS_FOR {
             (limit.announced, limit.heard) = (ask(), now);
         }
-        match limit.caution {
-            Some((rows, until)) if until > now => limit.announced.min(rows),
-            _ => limit.announced,
+        limit.rows(now)
+    }
+}
+
+impl Limit {
+    fn rows(&self, now: Instant) -> u32 {
+        match self.caution {
+            Some((rows, until)) if until > now => self.announced.min(rows),
+            _ => self.announced,
         }
     }
 }

@@ -19,17 +19,14 @@ const WAIT_FOR_ROOM: u32 = 8;
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 
 impl Client {
-    /// Lets a request through the gate, and tells whether it is a probe.
-    pub(super) fn admit(&self, routing_key: &str) -> Result<bool, Error> {
+    /// Lets a request through the gate.
+    pub(super) fn admit<'a>(&'a self, routing_key: &'a str) -> Result<Pass<'a>, Error> {
         let mut gate = self.gate();
-        if gate.is_open() {
-            return Ok(false);
+        let is_probe = !gate.is_open() && gate.is_closed(routing_key);
+        if is_probe {
+            gate.admit(routing_key, Instant::now().into_std()).map_err(|pause| full(routing_key, pause))?;
         }
-        let is_probe = gate.is_closed(routing_key);
-        match gate.admit(routing_key, Instant::now().into_std()) {
-            Ok(()) => Ok(is_probe),
-            Err(pause) => Err(full(routing_key, pause)),
-        }
+        Ok(Pass { client: self, routing_key, is_probe })
     }
 
     /// Waits for room to publish, a part of the budget at most while the broker is there: what waits here for most of its time
@@ -37,12 +34,13 @@ impl Client {
     async fn room(&self, bytes: usize, (deadline, budget): (Instant, Duration)) -> Result<Room<'_>, Error> {
         let publisher = &self.inner.publisher;
         let patience = budget / WAIT_FOR_ROOM;
+        let is_up = || matches!(&*publisher.state().borrow(), LinkState::Up(_));
         loop {
-            let until = deadline.min(Instant::now() + patience);
+            let (until, was_up) = (deadline.min(Instant::now() + patience), is_up());
             match tokio::time::timeout_at(until, publisher.room(bytes)).await {
                 Ok(room) => return Ok(room),
                 Err(_) if until == deadline => return Err(Error::DeadlineExceeded { budget }),
-                Err(_) if matches!(&*publisher.state().borrow(), LinkState::Up(_)) => {
+                Err(_) if was_up && is_up() => {
                     return Err(Error::Refused {
                         code: Code::Overloaded,
                         message: "this client has more to publish than the broker takes in time".to_owned(),
@@ -60,75 +58,98 @@ impl Client {
         if gate.is_open() { None } else { gate.pause(routing_key, Instant::now().into_std()) }
     }
 
-    /// The queue took a request. Only a probe tells that it has room again: others were sent before it was full.
-    pub(super) fn taken(&self, routing_key: &str, is_probe: bool) {
-        if is_probe {
-            self.gate().taken(routing_key);
-        }
-    }
-
     pub(super) fn gate(&self) -> MutexGuard<'_, Gate> {
         // Single map operations; a panic cannot leave it half changed.
         self.inner.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Publishes until the broker has taken the request or told why not.
     pub(super) async fn publish(
         &self,
         outgoing: &Outgoing,
-        is_probe: bool,
+        pass: &mut Pass<'_>,
         (deadline, budget): (Instant, Duration),
     ) -> Result<(), Error> {
         let inner = &*self.inner;
-        let mut last = String::new();
+        let key = &outgoing.routing_key;
+        // What became of the last copy, where nobody knows: then an earlier one may be in the queue, whatever is said of a later.
+        let mut last: Option<String> = None;
+        let unknown = |what: &str, last: &str| Error::UnknownOutcome { reason: format!("{what} ({last})") };
         loop {
-            let room = match self.room(outgoing.bytes(), (deadline, budget)).await {
-                Ok(room) => room,
-                Err(_) if !last.is_empty() => {
-                    return Err(Error::UnknownOutcome { reason: format!("not sent again in time ({last})") });
-                }
-                Err(error) => return Err(error),
+            let room = match (self.room(outgoing.bytes(), (deadline, budget)).await, &last) {
+                (Ok(room), _) => room,
+                (Err(_), Some(last)) => return Err(unknown("not sent again in time", last)),
+                (Err(error), None) => return Err(error),
             };
             // Whoever waited for room may find the gate closed by those before it.
-            if let Some(pause) = self.pause(&outgoing.routing_key).filter(|_| !is_probe && last.is_empty()) {
-                return Err(full(&outgoing.routing_key, pause));
+            if let Some(pause) = self.pause(key).filter(|_| !pass.is_probe && last.is_none()) {
+                return Err(full(key, pause));
             }
             let message = outgoing.message(&inner.request_exchange, &inner.reply_key, deadline);
-            match tokio::time::timeout_at(deadline, room.publish(message).outcome()).await {
+            let published = tokio::time::timeout_at(deadline, room.publish(message).outcome()).await;
+            let (code, message) = match published {
                 Err(_) => {
-                    let last = if last.is_empty() { "no answer from the broker" } else { &last };
-                    let reason = format!("no confirm before the deadline ({last})");
-                    return Err(Error::UnknownOutcome { reason });
+                    let last = last.as_deref().unwrap_or("no answer from the broker");
+                    return Err(unknown("no confirm before the deadline", last));
                 }
-                Ok(Outcome::Confirmed) => {
-                    self.taken(&outgoing.routing_key, is_probe);
-                    return Ok(());
-                }
+                Ok(Outcome::Confirmed) => return Ok(()),
                 Ok(Outcome::Refused) => {
-                    let (now, key) = (Instant::now().into_std(), &outgoing.routing_key);
-                    let pause = self.gate().refused(key, now, is_probe, rand::random());
-                    return Err(full(key, pause));
-                }
-                Ok(Outcome::Unroutable) => {
-                    return Err(Error::Refused {
-                        code: Code::UnknownModel,
-                        message: format!(
-                            "no queue for `{}`: no worker has served this model and tier yet",
-                            outgoing.routing_key
-                        ),
-                        retry_after: None,
-                    });
-                }
-                Ok(Outcome::Forbidden(forbidden)) => {
-                    let (code, message) = match forbidden {
-                        Forbidden::Access(message) => (Code::Unauthorized, message),
-                        Forbidden::Size(message) => (Code::TooLarge, message),
-                    };
-                    return Err(Error::Refused { code, message, retry_after: None });
+                    let pause = pass.refused();
+                    if last.is_none() {
+                        return Err(full(key, pause));
+                    }
+                    // Its answer may come all the same.
+                    tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+                    continue;
                 }
                 Ok(Outcome::NotSent(_)) => return Err(Error::Closed),
-                Ok(Outcome::Unknown(reason)) => last = reason,
-            }
-            tokio::time::sleep(AGAIN_PAUSE).await;
+                Ok(Outcome::Unknown(reason)) => {
+                    last = Some(reason);
+                    tokio::time::sleep(AGAIN_PAUSE).await;
+                    continue;
+                }
+                Ok(Outcome::Unroutable) => {
+                    let message =
+                        format!("no queue for `{key}`: no worker has served this model and tier yet");
+                    (Code::UnknownModel, message)
+                }
+                Ok(Outcome::Forbidden(Forbidden::Access(message))) => (Code::Unauthorized, message),
+                Ok(Outcome::Forbidden(Forbidden::Size(message))) => (Code::TooLarge, message),
+            };
+            pass.taken();
+            return Err(match last {
+                None => Error::Refused { code, message, retry_after: None },
+                Some(last) => unknown(&message, &last),
+            });
+        }
+    }
+}
+
+/// A request's way through the gate. A probe that ends without the broker's word makes room for another.
+pub(super) struct Pass<'a> {
+    client: &'a Client,
+    routing_key: &'a str,
+    is_probe: bool,
+}
+
+impl Pass<'_> {
+    /// The queue is not full. Only a probe tells: others were sent before it was.
+    pub(super) fn taken(&mut self) {
+        if std::mem::take(&mut self.is_probe) {
+            self.client.gate().taken(self.routing_key);
+        }
+    }
+
+    fn refused(&mut self) -> Duration {
+        let (now, is_probe) = (Instant::now().into_std(), std::mem::take(&mut self.is_probe));
+        self.client.gate().refused(self.routing_key, now, is_probe, rand::random())
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.is_probe {
+            self.client.gate().abandoned(self.routing_key, Instant::now().into_std());
         }
     }
 }
