@@ -107,7 +107,7 @@ fn documents_of_another_structure_are_refused() {
         (r#"{"inputs":null}"#, "invalid type: null, expected an array of at most 256 items"),
         (r#"{"inputs":[],"inputs":[]}"#, "duplicate field `inputs`"),
         (r#"{"inputs":[],"id":"\ud800"}"#, "unexpected end of hex escape"),
-        (r#"{"inputs":[],"id":7}"#, "invalid type: integer `7`, expected a string of at most 256 bytes"),
+        (r#"{"inputs":[],"id":7}"#, "invalid type: integer `7`, expected a string of at most 4096 bytes"),
         (
             r#"{"inputs":[],"parameters":[]}"#,
             "invalid type: sequence, expected an object of at most 64 scalars",
@@ -173,7 +173,10 @@ fn too_many_or_too_long_is_refused_with_the_bound() {
         ),
         (format!(r#"{{"inputs":[{{"name":"{}"}}]}}"#, long(257)), of_256),
         (format!(r#"{{"inputs":[{{"name":"\n{}"}}]}}"#, long(256)), of_256),
-        (format!(r#"{{"inputs":[],"id":"{}"}}"#, long(257)), of_256),
+        (
+            format!(r#"{{"inputs":[],"id":"{}"}}"#, long(4097)),
+            "invalid length 4097, expected a string of at most 4096 bytes",
+        ),
         (format!(r#"{{"inputs":[],"parameters":{{"{}":0}}}}"#, long(257)), of_256),
         (format!(r#"{{"inputs":[{}]}}"#, many(tensor, 257)), items),
         (format!(r#"{{"inputs":[],"outputs":[{}]}}"#, many(r#"{"name":"y"}"#, 257)), items),

@@ -141,13 +141,11 @@ impl Workload {
 
     /// Requests in flight that keep a fleet of one worker busy.
     pub(crate) fn in_flight(&self) -> usize {
-        let most = match self.model {
+        match self.model {
             Model::Heavy => 32,
             Model::MiniLm => 64,
             _ => 512,
-        };
-        // 64 messages of 64 rows.
-        if self.is_packed { most * 8 } else { most }
+        }
     }
 
     /// The input of a request of one row.
