@@ -58,7 +58,8 @@ impl Tuner {
     /// A route of which nothing is known but what the warm-up showed.
     pub fn new(bounds: Bounds, loads: impl Iterator<Item = Load>) -> Self {
         let demand = Demand { prefetch: 1, priority: 0 };
-        let mut tuner = Self { bounds, mean_rows: 1.0, demand, leaning: (0, 0), since: 0 };
+        // The first change may come at once.
+        let mut tuner = Self { bounds, mean_rows: 1.0, demand, leaning: (0, 0), since: APART };
         tuner.demand.prefetch = tuner.prefetch(loads);
         tuner
     }
