@@ -250,7 +250,7 @@ struct Forwarder {
     /// `None` once its owner will send nothing more.
     following: Option<watch::Receiver<Demand>>,
     ledger: Arc<Ledger>,
-    /// Received and not yet accepted; the broker sends no more than the prefetch.
+    /// Received and not yet accepted: at most the prefetch, and twice of it while a consumer takes another's place.
     received: VecDeque<Delivery>,
 }
 
