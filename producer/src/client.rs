@@ -207,8 +207,11 @@ impl Client {
     pub(crate) async fn submit_alone(&self, request: Request, away: Option<Away>) -> Result<Handle, Error> {
         let budget = self.budget(&request);
         let deadline = Instant::now() + budget;
-        let outgoing = Outgoing::prepare(request, &self.inner.config)?;
-        let mut pass = self.admit(&outgoing.routing_key)?;
+        let config = &self.inner.config;
+        let routing_key = Outgoing::routing_key(&request, config)?;
+        // Before anything that costs: refusing thousands a second must cost next to nothing.
+        let mut pass = self.admit(&routing_key)?;
+        let outgoing = Outgoing::prepare(request, routing_key.clone(), config)?;
         let (place, mut replied) = self.inner.pending.wait_for(outgoing.id.clone());
         let mut early = None;
         tokio::select! {

@@ -55,6 +55,8 @@ pub struct Requests {
     pub max_in_flight_bytes: usize,
     /// How long a request may wait for others to travel with; 0 sends each by itself.
     pub pack_linger_us: u64,
+    /// Replies that a worker may send in one message; 0 and 1 are the same.
+    pub replies_per_message: u16,
     /// Replies unacknowledged in this process, at most.
     pub reply_prefetch: u16,
     /// How long the reply queue outlives its client.

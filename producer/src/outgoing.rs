@@ -23,13 +23,23 @@ pub(crate) struct Outgoing {
     correlation_id: Option<String>,
     version: Option<u64>,
     is_urgent: bool,
+    replies_per_message: u16,
 }
 
 impl Outgoing {
-    /// Checks and encodes a request, and gives it an id.
-    pub(crate) fn prepare(request: Request, config: &Config) -> Result<Self, RequestError> {
+    /// The routing key of a request, its parts checked.
+    pub(crate) fn routing_key(request: &Request, config: &Config) -> Result<String, RequestError> {
         let tier = tier(request.tier.as_deref(), config)?;
         check_name(&request.model)?;
+        Ok(Names::request_key(&request.model, tier))
+    }
+
+    /// Checks and encodes a request for this routing key, and gives it an id.
+    pub(crate) fn prepare(
+        request: Request,
+        routing_key: String,
+        config: &Config,
+    ) -> Result<Self, RequestError> {
         let body = encode(request.body, request.encoding)?;
         let limit = config.limits.max_body_bytes;
         if body.bytes.len() > limit {
@@ -40,11 +50,12 @@ impl Outgoing {
         }
         Ok(Self {
             id: uuid::Uuid::now_v7().to_string(),
-            routing_key: Names::request_key(&request.model, &tier),
+            routing_key,
             body,
             correlation_id: request.correlation_id,
             version: request.version,
             is_urgent: request.is_urgent,
+            replies_per_message: config.requests.replies_per_message,
         })
     }
 
@@ -68,6 +79,9 @@ impl Outgoing {
         if let Some(length) = self.body.header_length {
             properties = properties.with_count(header::HEADER_LENGTH, length as u64);
         }
+        if self.replies_per_message > 1 {
+            properties = properties.with_count(header::REPLIES_PER_MESSAGE, self.replies_per_message.into());
+        }
         if let Some(id) = &self.correlation_id {
             properties = properties.with_correlation_id(id);
         }
@@ -87,14 +101,15 @@ impl Outgoing {
     }
 }
 
-fn tier(name: Option<&str>, config: &Config) -> Result<Tier, RequestError> {
-    let Some(name) = name else { return Ok(config.requests.tier.clone()) };
-    let tier = Tier::new(name)?;
-    if config.topology.tier(&tier).is_none() {
-        let known: Vec<String> = config.topology.tiers.iter().map(|tier| tier.name.to_string()).collect();
-        return Err(RequestError::UnknownTier { tier: name.to_owned(), known: known.join(", ") });
+fn tier<'a>(name: Option<&str>, config: &'a Config) -> Result<&'a Tier, RequestError> {
+    let Some(name) = name else { return Ok(&config.requests.tier) };
+    let mut known = config.topology.tiers.iter().map(|settings| &settings.name);
+    if let Some(tier) = known.clone().find(|tier| tier.as_str() == name) {
+        return Ok(tier);
     }
-    Ok(tier)
+    check_name(name)?;
+    let known: Vec<&str> = known.by_ref().map(Tier::as_str).collect();
+    Err(RequestError::UnknownTier { tier: name.to_owned(), known: known.join(", ") })
 }
 
 /// Binary requests want binary answers, unless they say otherwise.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use millrace_common::amqp::bundle;
 use millrace_common::amqp::consumer::{Accept, Delivery, Ticket};
 use millrace_common::amqp::message::ReplyMeta;
 use millrace_common::protocol::codec::{DecodeError, Limits, decode_response};
@@ -105,7 +106,10 @@ impl Receipt {
                 let shared = Arc::new(SharedTicket { left: AtomicUsize::new(requests), ticket });
                 (0..requests).map(|_| Self(Duty::Shared(Arc::clone(&shared)))).collect()
             }
-            // Nothing is shared twice.
+            Duty::Shared(shared) if requests > 1 => {
+                shared.left.fetch_add(requests - 1, Ordering::AcqRel);
+                (0..requests).map(|_| Self(Duty::Shared(Arc::clone(&shared)))).collect()
+            }
             duty => std::iter::once(Self(duty)).chain((1..requests).map(|_| Self::DONE)).collect(),
         }
     }
@@ -244,24 +248,55 @@ pub(crate) struct Replies {
 
 impl Accept for Replies {
     async fn accept(&self, delivery: Delivery) {
-        let Some(request_id) = delivery.properties.message_id() else {
+        let Delivery { properties, body, ticket, .. } = delivery;
+        let receipt = Receipt(Duty::Own(ticket));
+        if bundle::is_bundle(&properties) {
+            return match bundle::read(&properties, &body) {
+                Ok(replies) => self.accept_all(replies, receipt).await,
+                Err(error) => {
+                    warn!(%error, "dropped a message with replies");
+                    receipt.acknowledge();
+                }
+            };
+        }
+        let Some(request_id) = properties.message_id().map(str::to_owned) else {
             warn!("dropped a reply that answers nothing");
-            return Receipt(Duty::Own(delivery.ticket)).acknowledge();
+            return receipt.acknowledge();
         };
-        let waiter = self.pending.take(request_id);
+        let meta = ReplyMeta::read(&properties).map_err(|error| error.to_string());
+        self.accept_one(request_id, meta, body, receipt).await;
+    }
+}
+
+impl Replies {
+    async fn accept_all(&self, replies: Vec<(ReplyMeta, Bytes)>, receipt: Receipt) {
+        if replies.is_empty() {
+            return receipt.acknowledge();
+        }
+        let receipts = receipt.share(replies.len());
+        for ((meta, body), receipt) in replies.into_iter().zip(receipts) {
+            self.accept_one(meta.request_id.clone(), Ok(meta), body, receipt).await;
+        }
+    }
+
+    async fn accept_one(
+        &self,
+        request_id: String,
+        meta: Result<ReplyMeta, String>,
+        body: Bytes,
+        mut receipt: Receipt,
+    ) {
+        let waiter = self.pending.take(&request_id);
         if waiter.is_none() && self.orphans.is_none() {
             debug!(request_id, "dropped a reply that nobody waits for");
-            return Receipt(Duty::Own(delivery.ticket)).acknowledge();
+            return receipt.acknowledge();
         }
-        let mut receipt = Receipt(Duty::Own(delivery.ticket));
         if self.is_ephemeral {
             receipt.acknowledge();
             receipt = Receipt::DONE;
         }
-        let request_id = request_id.to_owned();
-        let meta = ReplyMeta::read(&delivery.properties).map_err(|error| error.to_string());
         let correlation_id = meta.as_ref().ok().and_then(|meta| meta.correlation_id.clone());
-        let reply = RawReply { meta, body: delivery.body, receipt: Unclaimed::new(receipt) };
+        let reply = RawReply { meta, body, receipt: Unclaimed::new(receipt) };
         let unclaimed = match waiter {
             Some(waiter) => waiter.send(reply).err(),
             None => Some(reply),
@@ -270,9 +305,7 @@ impl Accept for Replies {
             self.orphan(request_id, correlation_id, reply, orphans).await;
         }
     }
-}
 
-impl Replies {
     /// Hands over a reply that nobody waits for. Given up half-way, it stays in the queue.
     async fn orphan(
         &self,

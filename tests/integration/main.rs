@@ -3,6 +3,7 @@
 
 mod batching;
 mod broker_restart;
+mod bundles;
 mod calling;
 mod chaos;
 mod deadlines;

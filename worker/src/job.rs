@@ -83,6 +83,8 @@ pub struct Duty {
     pub correlation_id: Option<String>,
     /// Where the answer goes; `None` where nobody asked for one or must not get one.
     pub reply_to: Option<ReplyKey>,
+    /// Replies that its requester takes in one message, at most; 0 and 1 are the same.
+    pub replies_per_message: u16,
     /// Attempts before this one.
     pub attempt: u32,
     /// The tenant it is accounted to.

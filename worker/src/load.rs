@@ -17,7 +17,9 @@ use crate::model::onnx::{OnnxError, Runtime};
 use crate::model::repository::{RepositoryError, scan};
 use crate::model::warmup;
 use crate::schedule::batcher::BatchPolicy;
+use crate::schedule::cap::Caps;
 use crate::schedule::pickup::Pickup;
+use crate::schedule::scheduler::Scheduler;
 use crate::schedule::tier_set::TierSet;
 
 /// Most rows of a batch where the model's configuration does not say: the CPU gains little beyond (measured 2026-11).
@@ -154,7 +156,9 @@ impl Place<'_> {
             Some(false) => Vec::new(),
             _ => self.warm_up(&mut backends, &instances, &rules)?,
         };
-        let weights: Vec<u32> = self.config.topology.tiers.iter().map(|tier| tier.weight).collect();
+        let tiers = &self.config.topology.tiers;
+        let weights: Vec<u32> = tiers.iter().map(|tier| tier.weight).collect();
+        let caps = Caps::new(tiers.iter().map(|tier| tier.max_share), backends.len());
         let policy = BatchPolicy {
             // Rows that cannot share a batch have no company to wait for.
             max_batch_size: if rules.is_shared { max_batch_size } else { 1 },
@@ -168,7 +172,7 @@ impl Place<'_> {
             model: self.model.to_owned(),
             version: self.version,
             rules,
-            pickup: Pickup::new(&weights, policy),
+            pickup: Pickup::new(Scheduler::new(&weights, policy).capped(caps)),
             instances: instances.into_iter().map(|kind| kind.as_str().to_owned()).collect(),
             serves,
             stats: Stats::new(weights.len()),

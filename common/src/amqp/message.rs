@@ -20,6 +20,7 @@ pub mod header {
     pub const TRACEPARENT: &str = "traceparent";
     pub const TRACESTATE: &str = "tracestate";
     pub const ACCEPT_DEGRADED: &str = "x-accept-degraded";
+    pub const REPLIES_PER_MESSAGE: &str = "x-replies-per-message";
     pub const STATUS: &str = "x-status";
     pub const RETRY_AFTER_MS: &str = "x-retry-after-ms";
     pub const DEGRADED: &str = "x-degraded";
@@ -226,12 +227,28 @@ pub struct Timing {
 }
 
 impl ReplyMeta {
+    /// The text of its status.
+    pub(super) fn status(&self) -> &'static str {
+        self.failure.map_or("ok", Code::as_str)
+    }
+
+    pub(super) fn failure_of(status: Option<&str>) -> Option<Code> {
+        match status {
+            Some("ok") => None,
+            code => Some(code.and_then(|code| code.parse().ok()).unwrap_or(Code::BackendError)),
+        }
+    }
+
+    pub(super) fn retry_after_ms(&self) -> Option<u64> {
+        self.retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+    }
+
     /// The reply's properties: built from nothing, never copied from the request's.
     pub fn write(&self, content_type: &str) -> Properties {
         let mut properties = Properties::persistent()
             .with_message_id(&self.request_id)
             .with_content_type(content_type)
-            .with_text(header::STATUS, self.failure.map_or("ok", Code::as_str))
+            .with_text(header::STATUS, self.status())
             .with_text(header::WORKER, &self.worker)
             .with_count(header::QUEUE_US, self.timing.queue_us)
             .with_count(header::BATCH_US, self.timing.batch_us)
@@ -247,8 +264,7 @@ impl ReplyMeta {
         if let Some(version) = self.model_version {
             properties = properties.with_count(header::MODEL_VERSION, version);
         }
-        if let Some(after) = self.retry_after {
-            let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        if let Some(ms) = self.retry_after_ms() {
             properties = properties.with_count(header::RETRY_AFTER_MS, ms);
         }
         if let Some(degraded) = &self.degraded {
@@ -263,17 +279,12 @@ impl ReplyMeta {
     /// [`MetaError`].
     pub fn read(properties: &Properties) -> Result<Self, MetaError> {
         let count = |name| properties.count(name);
-        let failure = match properties.text(header::STATUS)? {
-            Some("ok") => None,
-            Some(code) => Some(code.parse().unwrap_or(Code::BackendError)),
-            None => Some(Code::BackendError),
-        };
         Ok(Self {
             request_id: properties.message_id().ok_or(MetaError::NoIdentity)?.to_owned(),
             correlation_id: properties.correlation_id().map(str::to_owned),
             header_length: count(header::HEADER_LENGTH)?
                 .map(|length| usize::try_from(length).unwrap_or(usize::MAX)),
-            failure,
+            failure: Self::failure_of(properties.text(header::STATUS)?),
             retry_after: count(header::RETRY_AFTER_MS)?.map(Duration::from_millis),
             degraded: properties.text(header::DEGRADED)?.map(str::to_owned),
             timing: Timing {

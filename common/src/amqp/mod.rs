@@ -7,10 +7,12 @@
 //! - [`topology`]: exchanges, queues, bindings and policies as data
 //! - [`properties`]: message properties and headers, read without trust
 //! - [`message`]: what a request's and a reply's properties mean
+//! - [`bundle`]: several replies in one message
 //! - [`publisher`]: confirmed, mandatory, bounded, overlapping publishes
 //! - [`consumer`]: deliveries, and the [`consumer::Ticket`] that settles each of them
 
 pub mod address;
+pub mod bundle;
 pub mod connection;
 pub mod consumer;
 pub mod greeting;

@@ -102,6 +102,9 @@ pub struct TierSettings {
     pub name: Tier,
     /// Share of the fleet while several tiers are backlogged.
     pub weight: u32,
+    /// The largest part, from 0.01 to 1, of the fleet's time for a model that the tier may take, even where others leave it idle.
+    #[serde(default = "whole")]
+    pub max_share: f64,
     /// Most messages waiting in a queue of this tier.
     pub max_length: u64,
     /// Most bytes waiting in a queue of this tier.
@@ -110,12 +113,17 @@ pub struct TierSettings {
     pub default_budget_ms: u64,
 }
 
+fn whole() -> f64 {
+    1.0
+}
+
 impl Default for Topology {
     /// `premium` : `enterprise` : `free` at 8 : 4 : 1.
     fn default() -> Self {
         let tier = |name: &str, weight| TierSettings {
             name: Tier::new(name).expect("the default tiers have valid names"),
             weight,
+            max_share: whole(),
             max_length: 100_000,
             max_length_bytes: 512 << 20,
             default_budget_ms: 3_600_000,
@@ -162,6 +170,9 @@ impl Validate for Topology {
         for (index, tier) in self.tiers.iter().enumerate() {
             let key = |name: &str| format!("topology.tiers[{index}].{name}");
             within(&key("weight"), tier.weight.into(), 1, 10_000)?;
+            if !(0.01..=1.0).contains(&tier.max_share) {
+                return Err(Invalid::new(key("max_share"), tier.max_share, "name a part from 0.01 to 1"));
+            }
             within(&key("max_length"), tier.max_length, 1, 100_000_000)?;
             within(&key("max_length_bytes"), tier.max_length_bytes, 1 << 20, 1 << 42)?;
             within(&key("default_budget_ms"), tier.default_budget_ms, 1, 30 * 86_400_000)?;

@@ -196,6 +196,12 @@ impl Intake {
             request_id: RequestMeta::identity(&delivery.properties).map(str::to_owned),
             correlation_id: delivery.properties.correlation_id().map(str::to_owned),
             reply_to,
+            replies_per_message: delivery
+                .properties
+                .count(header::REPLIES_PER_MESSAGE)
+                .ok()
+                .flatten()
+                .map_or(1, |most| u16::try_from(most).unwrap_or(u16::MAX)),
             attempt,
             tenant,
             arrived: delivery.received,

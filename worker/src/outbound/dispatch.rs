@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use millrace_common::amqp::bundle;
 use millrace_common::amqp::message::{ReplyKey, ReplyMeta, header};
 use millrace_common::amqp::publisher::Message;
 use millrace_common::amqp::topology::Names;
@@ -32,9 +33,8 @@ impl Dispatch {
         }
     }
 
-    /// The reply.
-    pub fn reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) -> Message {
-        let meta = ReplyMeta {
+    fn meta(&self, duty: &Duty, answer: &Answer) -> ReplyMeta {
+        ReplyMeta {
             request_id: duty.request_id.clone().unwrap_or_default(),
             correlation_id: duty.correlation_id.clone(),
             header_length: answer.body.header_length,
@@ -45,12 +45,29 @@ impl Dispatch {
             worker: self.worker.clone(),
             model_version: answer.model_version,
             attempt: duty.attempt,
-        };
+        }
+    }
+
+    /// The reply.
+    pub fn reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) -> Message {
         Message {
             exchange: Arc::clone(&self.reply_exchange),
             routing_key: reply_to.as_str().to_owned(),
-            properties: meta.write(answer.body.content_type()),
+            properties: self.meta(duty, answer).write(answer.body.content_type()),
             body: answer.body.bytes.clone(),
+            mandatory: true,
+        }
+    }
+
+    /// Replies to one requester in one message.
+    pub fn bundle(&self, reply_to: &ReplyKey, replies: &[(Duty, Answer)]) -> Message {
+        let parts = replies.iter().map(|(duty, answer)| (self.meta(duty, answer), answer.body.bytes.clone()));
+        let (properties, body) = bundle::write(&self.worker, &parts.collect::<Vec<_>>());
+        Message {
+            exchange: Arc::clone(&self.reply_exchange),
+            routing_key: reply_to.as_str().to_owned(),
+            properties,
+            body,
             mandatory: true,
         }
     }

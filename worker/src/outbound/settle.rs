@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use millrace_common::amqp::message::ReplyKey;
 use millrace_common::amqp::publisher::{Message, Outcome, Publisher};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::dispatch::Dispatch;
+use super::gather::{Errand, gather};
 use super::readers::{Readers, Trouble};
 use crate::job::{Answer, Duty, Settlement, Verdict};
 
@@ -67,10 +69,10 @@ impl Settler {
             match event {
                 Event::Done(done) => bytes -= done,
                 Event::Came(Some(settlements)) => {
-                    for (duty, verdict) in settlements {
-                        let held = held(&verdict);
+                    for errand in gather(settlements) {
+                        let held = held(&errand);
                         bytes += held;
-                        let settling = self.settle(duty, verdict);
+                        let settling = self.run_errand(errand);
                         open.push(async move {
                             settling.await;
                             held
@@ -80,6 +82,24 @@ impl Settler {
                 Event::Came(None) => is_open = false,
             }
         }
+    }
+
+    async fn run_errand(&self, errand: Errand) {
+        match errand {
+            Errand::One(settlement) => self.settle(settlement.0, settlement.1).await,
+            Errand::Replies(reply_to, replies) => self.settle_together(&reply_to, replies).await,
+        }
+    }
+
+    /// One message for all. Where it is not taken each goes its own way.
+    async fn settle_together(&self, reply_to: &ReplyKey, replies: Vec<(Duty, Answer)>) {
+        if self.publisher.publish(self.dispatch.bundle(reply_to, &replies)).await == Outcome::Confirmed {
+            self.readers().recovered(reply_to.as_str());
+            return replies.into_iter().for_each(|(duty, _)| acknowledge(duty));
+        }
+        debug!(replies = replies.len(), "a bundle was not taken; its replies go one by one");
+        let alone = replies.into_iter().map(|(duty, answer)| self.settle(duty, Verdict::Reply(answer)));
+        join_all(alone).await;
     }
 
     async fn settle(&self, duty: Duty, verdict: Verdict) {
@@ -104,10 +124,7 @@ impl Settler {
                 self.until_confirmed(|| self.dispatch.dead(&duty, reason, &detail)).await;
             }
         }
-        if let Err(error) = duty.ticket.ack() {
-            // Answered or passed on, but the broker will deliver it again; its caller drops the second reply.
-            debug!(%error, "could not acknowledge");
-        }
+        acknowledge(duty);
     }
 
     async fn reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) {
@@ -182,10 +199,22 @@ impl Settler {
     }
 }
 
-/// Bytes that a verdict keeps until it is carried out, beyond what the request's budget counts.
-fn held(verdict: &Verdict) -> usize {
-    match verdict {
-        Verdict::Reply(answer) => answer.body.bytes.len(),
-        Verdict::Retry { .. } | Verdict::Dead { .. } | Verdict::GiveBack => 0,
+fn acknowledge(duty: Duty) {
+    if let Err(error) = duty.ticket.ack() {
+        // Answered or passed on, but the broker will deliver it again; its caller drops the second reply.
+        debug!(%error, "could not acknowledge");
+    }
+}
+
+/// Bytes that an errand keeps until it is done, beyond what the requests' budgets count.
+fn held(errand: &Errand) -> usize {
+    match errand {
+        Errand::Replies(_, replies) => {
+            2 * replies.iter().map(|(_, answer)| answer.body.bytes.len()).sum::<usize>()
+        }
+        Errand::One(settlement) => match &settlement.1 {
+            Verdict::Reply(answer) => answer.body.bytes.len(),
+            Verdict::Retry { .. } | Verdict::Dead { .. } | Verdict::GiveBack => 0,
+        },
     }
 }

@@ -8,6 +8,9 @@ const BUCKETS: usize = 17;
 const WEIGHT: f64 = 0.2;
 /// A batch that took longer than this many times what its size usually takes counts as that: its core was taken away.
 const OUTLIER: f64 = 4.0;
+/// What a batch more leaves of the measurements before it, where every moment counts: a core that is taken away every now and then,
+/// as by a quota, is missing all the same.
+const KEEP: f64 = 0.98;
 /// How far larger sizes follow a smaller one that turns out cheaper. A size priced too high once would never run again, and so
 /// never be measured again.
 const FOLLOW: f64 = 0.02;
@@ -19,8 +22,26 @@ const UNKNOWN: f64 = 100.0;
 pub struct CostCurve {
     /// Microseconds a row, by size.
     per_row: [Option<f64>; BUCKETS],
-    /// The same of batches that requests made up.
-    measured: [Option<f64>; BUCKETS],
+    /// Of batches that requests made up, what comes of it: workers are compared by it.
+    measured: [Mean; BUCKETS],
+}
+
+/// Time and rows of the batches of late.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    micros: f64,
+    rows: f64,
+}
+
+impl Mean {
+    fn add(&mut self, micros: f64, rows: u32) {
+        self.micros = KEEP * self.micros + micros;
+        self.rows = KEEP * self.rows + f64::from(rows);
+    }
+
+    fn per_row(self) -> Option<f64> {
+        (self.rows > 0.0).then(|| self.micros / self.rows)
+    }
 }
 
 fn bucket(rows: u32) -> usize {
@@ -32,7 +53,7 @@ impl CostCurve {
     /// Takes a batch of requests that ran.
     pub fn ran(&mut self, rows: u32, busy: Duration) {
         self.learn(rows, busy);
-        follow(&mut self.measured[bucket(rows)], a_row(rows, busy));
+        self.measured[bucket(rows)].add(busy.as_secs_f64() * 1e6, rows);
     }
 
     /// Takes a batch that ran, the warm-up's too, which is of another content.
@@ -83,12 +104,12 @@ impl CostCurve {
 
     /// What is known: rows (the largest of their size) and microseconds of a batch of so many.
     pub fn known(&self) -> Vec<(u32, u64)> {
-        by_size(&self.per_row)
+        by_size(self.per_row)
     }
 
     /// What batches of requests taught: rows (the largest of their size) and microseconds of a batch of so many.
     pub fn measured(&self) -> Vec<(u32, u64)> {
-        by_size(&self.measured)
+        by_size(self.measured.map(Mean::per_row))
     }
 }
 
@@ -103,8 +124,8 @@ fn follow(known: &mut Option<f64>, measured: f64) {
     });
 }
 
-fn by_size(per_row: &[Option<f64>]) -> Vec<(u32, u64)> {
-    let known = per_row.iter().enumerate().filter_map(|(at, per_row)| Some((at, (*per_row)?)));
+fn by_size(per_row: [Option<f64>; BUCKETS]) -> Vec<(u32, u64)> {
+    let known = per_row.into_iter().enumerate().filter_map(|(at, per_row)| Some((at, per_row?)));
     known.map(|(at, per_row)| (1u32 << at, (per_row * f64::from(1u32 << at)) as u64)).collect()
 }
 
@@ -143,6 +164,18 @@ mod tests {
             curve.learn(4, Duration::from_micros(800));
         }
         assert_eq!(curve.per_row(4), 200);
+    }
+
+    #[test]
+    fn workers_are_compared_by_all_their_time() {
+        let mut curve = CostCurve::default();
+        for batch in 0..400 {
+            // Nine tenths of the time it stands still, at every fifth batch.
+            curve.ran(4, Duration::from_micros(if batch % 5 == 0 { 18_400 } else { 400 }));
+        }
+        let [(4, micros)] = curve.measured()[..] else { panic!("one size ran") };
+        assert!((3_600..4_400).contains(&micros), "{micros}");
+        assert!(curve.estimate(4) < Duration::from_millis(2), "while a usual batch is short");
     }
 
     #[test]

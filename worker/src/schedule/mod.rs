@@ -2,6 +2,7 @@
 //!
 //! - [`lane`]: what waits in one tier
 //! - [`batcher`]: when a batch is worth running
+//! - [`cap`]: what a tier may take at most
 //! - [`cost`]: what a batch costs, learned
 //! - [`scheduler`]: whose turn it is
 //! - [`pickup`]: where instances wait for and collect their next batch
@@ -9,6 +10,7 @@
 
 pub mod batch;
 pub mod batcher;
+pub mod cap;
 pub mod cost;
 pub mod lane;
 pub mod pickup;

@@ -6,7 +6,6 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::batcher::BatchPolicy;
 use super::lane::Waiting;
 use super::scheduler::{Next, Pace, Scheduler};
 use super::tier_set::TierSet;
@@ -38,14 +37,10 @@ pub struct Collected<W> {
 }
 
 impl<W: Waiting> Pickup<W> {
-    /// An open pickup over empty lanes.
-    pub fn new(weights: &[u32], policy: BatchPolicy) -> Self {
+    /// An open pickup.
+    pub fn new(scheduler: Scheduler<W>) -> Self {
         Self {
-            state: Mutex::new(State {
-                scheduler: Scheduler::new(weights, policy),
-                has_reserved: false,
-                is_closed: false,
-            }),
+            state: Mutex::new(State { scheduler, has_reserved: false, is_closed: false }),
             changed: Condvar::new(),
         }
     }

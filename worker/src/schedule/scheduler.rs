@@ -12,6 +12,7 @@
 use std::time::{Duration, Instant};
 
 use super::batcher::BatchPolicy;
+use super::cap::Caps;
 use super::cost::CostCurve;
 use super::lane::{Lane, Waiting};
 use super::tier_set::TierSet;
@@ -34,6 +35,7 @@ pub struct Scheduler<W: Waiting> {
     /// Rounds so far, and the last one whose credit each tier has had.
     round: u64,
     credited: Vec<u64>,
+    caps: Caps,
     policy: BatchPolicy,
     costs: CostCurve,
     /// Microseconds of the largest batch of late.
@@ -76,10 +78,17 @@ impl<W: Waiting> Scheduler<W> {
             credits: vec![0; weights.len()],
             round: 1,
             credited: vec![0; weights.len()],
+            caps: Caps::default(),
             policy,
             costs: CostCurve::default(),
             largest: 0,
         }
+    }
+
+    /// With caps on what the tiers take.
+    #[must_use]
+    pub fn capped(self, caps: Caps) -> Self {
+        Self { caps, ..self }
     }
 
     /// Takes what a batch cost.
@@ -113,6 +122,7 @@ impl<W: Waiting> Scheduler<W> {
         let batch = self.largest.max(self.quantum().saturating_mul(self.policy.max_batch_size.into()));
         let floor = batch.saturating_mul(-MOST_DEBT);
         let cost = per_row.saturating_mul(rows.into());
+        self.caps.spend(tier, cost);
         self.credits[tier] = self.credits[tier].saturating_sub(cost).max(floor);
     }
 
@@ -155,8 +165,13 @@ impl<W: Waiting> Scheduler<W> {
     ///
     /// The instance serves these tiers only.
     pub fn next(&mut self, serves: TierSet, now: Instant) -> Next<W> {
+        let waiting = |tier: &usize| serves.contains(*tier) && !self.lanes[*tier].is_empty();
+        let open = self.caps.open(now);
+        let capped = (0..self.lanes.len()).filter(waiting).filter(|&tier| !open.contains(tier));
+        let opens = capped.map(|tier| self.caps.opens(tier, now)).min();
+        let serves = serves.and(open);
         let Some(first) = self.turn(serves, |lane| !lane.is_empty()) else {
-            return Next::Idle;
+            return opens.map_or(Next::Idle, Next::WaitUntil);
         };
         let front = self.lanes[first].front().expect("the lane whose turn it is has a request");
         let key = front.key().clone();

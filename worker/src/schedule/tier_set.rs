@@ -13,6 +13,12 @@ impl TierSet {
         Self(tiers.into_iter().fold(0, |set, tier| set | (1 << tier)))
     }
 
+    /// The tiers that are in both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::Fate;
@@ -35,7 +35,12 @@ pub(super) async fn run(
                 Some(group) => for intended in group {
                     tally.offer(intended);
                     if open.len() < MAX_OPEN {
-                        open.push(sender.send(intended));
+                        let mut sending = Box::pin(sender.send(intended));
+                        // What is refused on the spot needs no place among those that wait.
+                        match (&mut sending).now_or_never() {
+                            Some(ended) => tally.add(ended),
+                            None => open.push(sending),
+                        }
                     } else {
                         tally.add(Ended { intended, sent: intended, fate: Fate::Unsent });
                     }

@@ -1,5 +1,7 @@
 //! A worker beside one that is ten times slower: it must neither hoard requests nor spoil the tail.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use crate::cli::Scenario;
@@ -15,6 +17,8 @@ const MODEL: Model = Model::Light;
 const FACTOR: u32 = 10;
 /// Offered while latency is measured, of the fast worker's capacity.
 const LOAD: f64 = 0.5;
+/// The workers have got to know each other by then.
+const SETTLING: Duration = Duration::from_secs(10);
 /// The loaded part lasts so many times the benchmark's duration: a 99th percentile needs hundreds of requests.
 const LENGTH: u32 = 3;
 
@@ -65,7 +69,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
 fn measure(context: &Context, case: Workload, run: u64) -> Result<Measured> {
     let load = |stack: &Stack<'_>, fast: f64| {
         let mut spec = stack.spec("premium", Arrivals::Poisson { per_second: fast * LOAD });
-        (spec.duration, spec.seed) = (context.duration() * LENGTH, run);
+        (spec.warm_up, spec.duration, spec.seed) = (SETTLING, context.duration() * LENGTH, run);
         stack.run(vec![spec])?.outcomes.remove(0).checked()
     };
     let mut stack = Stack::new(context, "unequal", case)?;
