@@ -32,6 +32,10 @@ pub trait Waiting {
     fn tenant(&self) -> &Self::Tenant;
     /// Rows it adds to a batch.
     fn rows(&self) -> u32;
+    /// Rows of a batch of its key, at most; equal for equal keys.
+    fn most_rows(&self) -> u32 {
+        u32::MAX
+    }
     /// When it came.
     fn arrived(&self) -> Instant;
     /// When nobody waits for it any more.

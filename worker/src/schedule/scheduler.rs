@@ -56,7 +56,7 @@ pub struct Pace {
 pub enum Next<W> {
     /// Run these together. May be empty when everything that was due had expired.
     Run {
-        /// At most `max_batch_size` rows of one key; never expired ones.
+        /// At most `max_batch_size` rows of one key, and no more than the key allows; never expired ones.
         batch: Vec<W>,
         /// Requests found past their deadline; they must not run.
         expired: Vec<W>,
@@ -176,7 +176,7 @@ impl<W: Waiting> Scheduler<W> {
         let front = self.lanes[first].front().expect("the lane whose turn it is has a request");
         let key = front.key().clone();
         let arrived = front.arrived();
-        let enough = self.most_rows();
+        let enough = self.most_rows().min(front.most_rows());
         let mut rows = 0u32;
         for (_, lane) in self.lanes.iter().enumerate().filter(|(tier, _)| serves.contains(*tier)) {
             rows = rows.saturating_add(lane.rows_of(&key));

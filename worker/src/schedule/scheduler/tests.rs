@@ -14,6 +14,7 @@ struct Request {
     key: u8,
     tenant: u8,
     rows: u32,
+    most_rows: u32,
     arrived: Instant,
     deadline: Option<Instant>,
     is_urgent: bool,
@@ -30,6 +31,9 @@ impl Waiting for Request {
     }
     fn rows(&self) -> u32 {
         self.rows
+    }
+    fn most_rows(&self) -> u32 {
+        self.most_rows
     }
     fn arrived(&self) -> Instant {
         self.arrived
@@ -52,18 +56,31 @@ fn policy(max_batch_size: u32) -> BatchPolicy {
 }
 
 fn request(id: u32, now: Instant) -> Request {
-    Request { id, key: 0, tenant: 0, rows: 1, arrived: now, deadline: None, is_urgent: false }
+    Request {
+        id,
+        key: 0,
+        tenant: 0,
+        rows: 1,
+        most_rows: u32::MAX,
+        arrived: now,
+        deadline: None,
+        is_urgent: false,
+    }
 }
 
 proptest! {
-    /// Nothing is lost or doubled, batches keep to size and key, expired ones never run, order holds within tenant and key.
+    /// Nothing is lost or doubled, batches keep to size, key and budget, expired ones never run, order holds within tenant and
+    /// key.
     #[test]
     fn every_request_leaves_once(
         arrivals in prop::collection::vec((0usize..3, 0u8..3, 0u8..4, 1u32..4, prop::option::of(0u64..20), any::<bool>()), 1..200),
         max_batch_size in 1u32..9,
+        budget in 1u32..40,
         serve_every in 1usize..10,
     ) {
         let start = Instant::now();
+        // A row has 1, 4 or 16 elements.
+        let elements = |key: u8| 4u32.pow(key.into());
         let mut scheduler = Scheduler::new(&[8, 4, 1], policy(max_batch_size));
         let mut tier_of = HashMap::new();
         let mut left: Vec<Request> = Vec::new();
@@ -71,7 +88,8 @@ proptest! {
             Next::Run { batch, expired, .. } => {
                 let rows: u32 = batch.iter().map(|r| r.rows).sum();
                 assert!(rows <= max_batch_size.max(3), "{rows} rows"); // one oversized request runs alone
-                assert!(batch.len() == 1 || rows <= max_batch_size);
+                assert!(batch.len() <= 1 || rows <= max_batch_size);
+                assert!(batch.len() <= 1 || rows * elements(batch[0].key) <= budget);
                 assert!(batch.windows(2).all(|pair| pair[0].key == pair[1].key));
                 assert!(batch.iter().all(|r| r.deadline.is_none_or(|d| d > now)));
                 assert!(expired.iter().all(|r| r.deadline.is_some_and(|d| d <= now)));
@@ -88,7 +106,9 @@ proptest! {
             let deadline = deadline.map(|ms| now + Duration::from_millis(ms));
             let id = u32::try_from(id).unwrap();
             tier_of.insert(id, tier);
-            scheduler.push(tier, Request { id, key, tenant, rows, arrived: now, deadline, is_urgent });
+            let most_rows = (budget / elements(key)).max(1);
+            let request = Request { key, tenant, rows, most_rows, deadline, is_urgent, ..request(id, now) };
+            scheduler.push(tier, request);
             if (id as usize).is_multiple_of(serve_every) {
                 serve(&mut scheduler, now);
             }
@@ -341,4 +361,23 @@ fn tenants_share_time_not_rows() {
     }
     let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
     assert!((share - 0.5).abs() < 0.05, "{share}");
+}
+
+#[test]
+fn a_batch_is_full_at_what_its_key_allows() {
+    let now = Instant::now();
+    let delay = Duration::from_millis(50);
+    let mut scheduler = Scheduler::new(&[1], BatchPolicy { max_queue_delay: delay, ..policy(64) });
+    let long = |id| Request { key: 1, most_rows: 2, ..request(id, now) };
+    scheduler.push(0, long(0));
+    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::WaitUntil(_)));
+    for id in 1..4 {
+        scheduler.push(0, long(id));
+    }
+    scheduler.push(0, request(4, now));
+    scheduler.push(0, request(5, now));
+    for _ in 0..2 {
+        assert!(matches!(scheduler.next(TierSet::ALL, now), Next::Run { batch, .. } if batch.len() == 2));
+    }
+    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::WaitUntil(_)), "two of many wait for more");
 }
