@@ -11,6 +11,7 @@ mod full_queue;
 mod hostile;
 mod malformed;
 mod packing;
+mod padding;
 mod readme;
 mod round_trip;
 mod secrets;

@@ -132,11 +132,13 @@ const PLAIN: &[&str] = &[
     "common/src/amqp/returns.rs",
     "producer/src/gate.rs",
     "worker/src/inbound/admission.rs",
+    "worker/src/model/padding.rs",
     "worker/src/model/signature.rs",
     "worker/src/schedule/batch.rs",
     "worker/src/schedule/batcher.rs",
     "worker/src/schedule/cost.rs",
     "worker/src/schedule/lane.rs",
+    "worker/src/schedule/runs.rs",
     "worker/src/schedule/scheduler.rs",
 ];
 

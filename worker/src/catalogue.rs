@@ -79,6 +79,12 @@ impl Stats {
 }
 
 impl ServedVersion {
+    /// Whether clients may join rows in one request. Not where batches have a budget of elements: nobody could take a request
+    /// apart again that spends it many times over.
+    fn may_pack(&self) -> bool {
+        self.rules.is_shared && self.rules.max_padded_elements.is_none()
+    }
+
     /// For the fleet's directory.
     pub fn status(&self, is_default: bool) -> ModelStatus {
         let signature = &self.rules.signature;
@@ -90,7 +96,7 @@ impl ServedVersion {
             outputs: signature.outputs.iter().map(Slot::spec).collect(),
             max_batch_size: self.rules.max_batch_size,
             is_batched: self.rules.is_shared,
-            pack_rows: if self.rules.is_shared { self.pickup.pack_rows() } else { 1 },
+            pack_rows: if self.may_pack() { self.pickup.pack_rows() } else { 1 },
             instances: self.instances.clone(),
             rows: self.stats.rows.load(Ordering::Relaxed),
             batches: self.stats.batches.load(Ordering::Relaxed),

@@ -14,7 +14,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::schedule::lane::Waiting;
 
-/// Requests that may share a batch agree on it: the sizes of dynamic inner dimensions, input by input.
+/// Requests that may share a batch agree on it: the sizes of dynamic inner dimensions, input by input; rounded up where the
+/// model's inputs are padded.
 ///
 /// Empty for models without such dimensions, so that it costs nothing there. Requests that must run alone have a
 /// number of their own instead.
@@ -43,6 +44,8 @@ pub struct Job {
     pub rows: u32,
     /// Who may share a batch with it.
     pub key: BatchKey,
+    /// Rows of a batch of its key, at most.
+    pub most_rows: u32,
     /// Whether it goes before normal ones of its tenant.
     pub is_urgent: bool,
     /// When nobody waits for it any more.
@@ -60,6 +63,9 @@ impl Waiting for Job {
     }
     fn rows(&self) -> u32 {
         self.rows
+    }
+    fn most_rows(&self) -> u32 {
+        self.most_rows
     }
     fn arrived(&self) -> Instant {
         self.duty.arrived

@@ -14,7 +14,9 @@ use crate::inbound::admission::Rules;
 use crate::model::backend::Backend;
 use crate::model::config::{InstanceGroup, InstanceKind, ModelConfig};
 use crate::model::onnx::{OnnxError, Runtime};
+use crate::model::padding::{Padding, PaddingError};
 use crate::model::repository::{RepositoryError, scan};
+use crate::model::signature::Signature;
 use crate::model::warmup;
 use crate::schedule::batcher::BatchPolicy;
 use crate::schedule::cap::Caps;
@@ -40,6 +42,16 @@ pub enum StartError {
         version: u64,
         /// What is wrong.
         source: OnnxError,
+    },
+    /// A model whose requests cannot be padded.
+    #[error("model `{model}` version {version}: {source}")]
+    Padding {
+        /// Model name.
+        model: String,
+        /// Version.
+        version: u64,
+        /// What stands against it.
+        source: PaddingError,
     },
     /// The library.
     #[error(transparent)]
@@ -146,12 +158,10 @@ impl Place<'_> {
             Some(size) => size,
             None => DEFAULT_MAX_BATCH_SIZE,
         };
-        let rules = Rules {
-            signature,
-            max_batch_size,
-            is_batched,
-            is_shared: is_batched && own.batch_safe.unwrap_or(true) && max_batch_size > 1,
-        };
+        let is_shared = is_batched && own.batch_safe.unwrap_or(true) && max_batch_size > 1;
+        let padding = self.padding(own, &signature, is_shared)?;
+        let max_padded_elements = own.dynamic_batching.max_padded_elements;
+        let rules = Rules { signature, max_batch_size, is_batched, is_shared, padding, max_padded_elements };
         let runs = match own.model_warmup {
             Some(false) => Vec::new(),
             _ => self.warm_up(&mut backends, &instances, &rules)?,
@@ -212,6 +222,21 @@ impl Place<'_> {
             }
         }
         Ok(all_runs)
+    }
+
+    fn padding(
+        &self,
+        own: &ModelConfig,
+        signature: &Signature,
+        is_shared: bool,
+    ) -> Result<Option<Padding>, StartError> {
+        let Some(config) = &own.dynamic_batching.padding else { return Ok(None) };
+        let padding = match is_shared {
+            true => Padding::new(config, signature),
+            false => Err(PaddingError::NotShared),
+        };
+        let (model, version) = (self.model.to_owned(), self.version);
+        padding.map(Some).map_err(|source| StartError::Padding { model, version, source })
     }
 
     fn error(&self, source: OnnxError) -> StartError {

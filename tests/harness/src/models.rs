@@ -70,6 +70,29 @@ pub fn scale(factor: f32) -> ModelProto {
         .into_model()
 }
 
+/// `y` = `x` · `mask`, FP32 `[batch, sequence]`, and `sum` over it, `[batch, 1]`: what is masked changes neither.
+pub fn masked() -> ModelProto {
+    const ROW: [Dim; 2] = [BATCH, Dim::Named("sequence")];
+    GraphBuilder::new("masked")
+        .input("x", DataType::Float, &ROW)
+        .input("mask", DataType::Float, &ROW)
+        .output("y", DataType::Float, &ROW)
+        .output("sum", DataType::Float, &[BATCH, Dim::Fixed(1)])
+        .initializer(TensorProto::of_i64("along", &[1], &[1]))
+        .node("Mul", &["x", "mask"], &["y"])
+        .node("ReduceSum", &["y", "along"], &["sum"])
+        .into_model()
+}
+
+/// `y` = `x` twice over, FP32 `[batch, sequence]` to `[batch, doubled]`.
+pub fn doubled() -> ModelProto {
+    GraphBuilder::new("doubled")
+        .input("x", DataType::Float, &[BATCH, Dim::Named("sequence")])
+        .output("y", DataType::Float, &[BATCH, Dim::Named("doubled")])
+        .node_with("Concat", &["x", "x"], &["y"], vec![AttributeProto::of_int("axis", 1)])
+        .into_model()
+}
+
 /// Dense layers with ReLU between them: FP32 `[batch, sizes[0]]` to `[batch, sizes[last]]`.
 ///
 /// # Panics
@@ -234,6 +257,8 @@ mod tests {
         let mut models: Vec<_> = datatypes.iter().map(|datatype| identity(datatype).unwrap()).collect();
         models.extend([
             scale(2.0),
+            masked(),
+            doubled(),
             unbatched(),
             mlp(MLP_TINY),
             heavy(),

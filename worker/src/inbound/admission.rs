@@ -2,12 +2,15 @@
 //!
 //! Plain code: no clock, no channel.
 
+use std::collections::HashMap;
+
 use millrace_common::protocol::codec::Encoding;
 use millrace_common::protocol::request::InferRequest;
 use millrace_common::protocol::status::Code;
 use millrace_common::protocol::tensor::{BytesElements, Datatype, Tensor};
 
 use crate::job::BatchKey;
+use crate::model::padding::Padding;
 use crate::model::signature::{Dimension, Signature, Slot};
 
 /// What admission needs to know of a model version.
@@ -21,6 +24,10 @@ pub struct Rules {
     pub is_batched: bool,
     /// Whether requests may share a batch.
     pub is_shared: bool,
+    /// How rows of unlike inner sizes are made alike, where they are.
+    pub padding: Option<Padding>,
+    /// Rows × inner elements of a batch of several requests, at most; of the largest input, padded.
+    pub max_padded_elements: Option<u64>,
 }
 
 /// A request's tensors, in the model's order.
@@ -34,6 +41,8 @@ pub struct Admitted {
     pub rows: u32,
     /// Who may share a batch with it.
     pub key: BatchKey,
+    /// Rows of a batch of its key, at most.
+    pub most_rows: u32,
 }
 
 /// A request that does not fit the model. The text tells the caller what would.
@@ -81,6 +90,18 @@ pub enum Misfit {
         given: i64,
         /// The other's rows.
         wanted: i64,
+    },
+    /// Sizes of one name that disagree, where the padding goes by names.
+    #[error("dimension `{symbol}` has size {given} in input `{name}`, and {other} elsewhere in the request")]
+    Symbol {
+        /// The dimension's name.
+        symbol: String,
+        /// Input name.
+        name: String,
+        /// Its size there.
+        given: i64,
+        /// The size before.
+        other: i64,
     },
     /// More rows than a batch may have.
     #[error("{given} rows in one request, max_batch_size is {limit}; split the request")]
@@ -135,8 +156,12 @@ pub fn admit(rules: &Rules, mut request: InferRequest, sequence: u64) -> Result<
     }
     let rows = if rules.is_batched { rows(&inputs, rules.max_batch_size)? } else { 1 };
     let outputs = outputs(rules, &request)?;
-    let key = if rules.is_shared { key(&rules.signature, &inputs) } else { BatchKey::Alone(sequence) };
-    Ok(Admitted { inputs, outputs, rows, key })
+    if rules.padding.is_some() {
+        agree(&rules.signature, &inputs)?;
+    }
+    let (key, most_rows) =
+        if rules.is_shared { key(rules, &inputs) } else { (BatchKey::Alone(sequence), u32::MAX) };
+    Ok(Admitted { inputs, outputs, rows, key, most_rows })
 }
 
 fn check(slot: &Slot, tensor: &Tensor) -> Result<(), Misfit> {
@@ -207,13 +232,43 @@ fn outputs(rules: &Rules, request: &InferRequest) -> Result<Vec<(usize, Encoding
     }
 }
 
-/// The sizes of inner dimensions that the signature leaves open.
-fn key(signature: &Signature, inputs: &[Tensor]) -> BatchKey {
-    let open = signature.inputs.iter().zip(inputs).flat_map(|(slot, tensor)| {
-        let dimensions = slot.shape.iter().flatten().zip(&tensor.shape).skip(1);
-        dimensions.filter(|(dimension, _)| matches!(dimension, Dimension::Symbolic(_))).map(|(_, size)| *size)
+/// The sizes of inner dimensions that the signature leaves open, and how many rows of them a batch may have.
+fn key(rules: &Rules, inputs: &[Tensor]) -> (BatchKey, u32) {
+    let mut open = Vec::new();
+    let mut largest = 1u64;
+    for (slot, tensor) in rules.signature.inputs.iter().zip(inputs) {
+        let mut elements = 1u64;
+        for (dimension, &own) in slot.shape.iter().flatten().zip(&tensor.shape).skip(1) {
+            let mut size = own;
+            if let Dimension::Symbolic(_) = dimension {
+                size = rules.padding.as_ref().map_or(own, |padding| padding.bucket(own));
+                open.push(size);
+            }
+            elements = elements.saturating_mul(size.unsigned_abs());
+        }
+        largest = largest.max(elements);
+    }
+    let most_rows = rules.max_padded_elements.map_or(u32::MAX, |most| {
+        // One row that is larger by itself still runs.
+        u32::try_from(most / largest).unwrap_or(u32::MAX).max(1)
     });
-    BatchKey::Shared(open.collect())
+    (BatchKey::Shared(open.into()), most_rows)
+}
+
+/// Checks that inner dimensions of one name have one size: outputs are cut by names.
+fn agree(signature: &Signature, inputs: &[Tensor]) -> Result<(), Misfit> {
+    let mut sizes = HashMap::new();
+    for (slot, tensor) in signature.inputs.iter().zip(inputs) {
+        for (dimension, &given) in slot.shape.iter().flatten().zip(&tensor.shape).skip(1) {
+            let Some(symbol) = dimension.symbol() else { continue };
+            let other = *sizes.entry(symbol).or_insert(given);
+            if other != given {
+                let (symbol, name) = (symbol.to_owned(), slot.name.clone());
+                return Err(Misfit::Symbol { symbol, name, given, other });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn names(slots: &[Slot]) -> String {
@@ -245,7 +300,14 @@ mod tests {
             inputs: vec![slot("a", Dimension::Fixed(2)), slot("b", Dimension::Symbolic("length".to_owned()))],
             outputs: vec![slot("y", Dimension::Fixed(2)), slot("z", Dimension::Fixed(2))],
         };
-        Rules { signature, max_batch_size: 4, is_batched: true, is_shared: true }
+        Rules {
+            signature,
+            max_batch_size: 4,
+            is_batched: true,
+            is_shared: true,
+            padding: None,
+            max_padded_elements: None,
+        }
     }
 
     fn tensor(name: &str, shape: &[i64]) -> Tensor {
@@ -297,6 +359,31 @@ mod tests {
         assert!(matches!(admit(&rules(), asked.clone(), 0), Err(Misfit::Output { .. })));
         asked.outputs = vec![RequestedOutput::new("x")];
         assert!(matches!(admit(&rules(), asked, 0), Err(Misfit::Output { .. })));
+    }
+
+    #[test]
+    fn padded_sizes_are_rounded_up_and_bound_the_rows() {
+        let config = toml::from_str("values = { b = 0 }").unwrap();
+        let padding = Some(Padding::new(&config, &rules().signature).unwrap());
+        let admitted = |padding: &Option<Padding>, length| {
+            let rules = Rules { padding: padding.clone(), max_padded_elements: Some(32), ..rules() };
+            let inputs = vec![tensor("a", &[1, 2]), tensor("b", &[1, length])];
+            let admitted = admit(&rules, request(inputs), 0).unwrap();
+            (admitted.key, admitted.most_rows)
+        };
+        let key = |size| BatchKey::Shared([size].into());
+        assert_eq!(
+            [3, 9, 40].map(|length| admitted(&padding, length)),
+            [(key(8), 4), (key(16), 2), (key(64), 1)]
+        );
+        assert_eq!(
+            [3, 9, 0].map(|length| admitted(&None, length)),
+            [(key(3), 10), (key(9), 3), (key(0), 16)]
+        );
+        let twice = Signature { inputs: vec![rules().signature.inputs[1].clone(); 2], ..rules().signature };
+        let disagreeing = [tensor("b", &[1, 5]), tensor("c", &[1, 6])];
+        let error = agree(&twice, &disagreeing).unwrap_err().to_string();
+        assert!(error.contains("`length` has size 6") && agree(&rules().signature, &disagreeing).is_ok());
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl Accept for Intake {
                     body_id,
                     rows: admitted.rows,
                     key: admitted.key,
+                    most_rows: admitted.most_rows,
                     is_urgent,
                     deadline,
                 };

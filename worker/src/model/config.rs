@@ -7,6 +7,7 @@ use millrace_common::config::sections::{TierSettings, within};
 use millrace_common::tier::Tier;
 use serde::Deserialize;
 
+use super::padding::PaddingConfig;
 use crate::schedule::tier_set::TierSet;
 
 /// `<repository>/<model>/config.toml`, with Triton's names.
@@ -39,6 +40,11 @@ pub struct DynamicBatching {
     /// How long a batch may take, as learned from those that ran: a premium request waits for the rest of a running one. 0 for
     /// no bound. The default is long enough for batching to pay where it pays at all.
     pub max_batch_time_microseconds: u64,
+    /// Rows × inner elements of the largest input of a batch, inner sizes as padding rounds them up: no requests are joined beyond
+    /// it, while one that is larger by itself runs alone. Clients then join no rows in one request. Left out: no bound.
+    pub max_padded_elements: Option<u64>,
+    /// Lets requests of unlike inner sizes share batches. Left out: only those of equal sizes do.
+    pub padding: Option<PaddingConfig>,
 }
 
 impl Default for DynamicBatching {
@@ -47,6 +53,8 @@ impl Default for DynamicBatching {
             preferred_batch_size: Vec::new(),
             max_queue_delay_microseconds: 0,
             max_batch_time_microseconds: 100_000,
+            max_padded_elements: None,
+            padding: None,
         }
     }
 }
@@ -189,6 +197,12 @@ impl Validate for ModelConfig {
             let most = self.max_batch_size.unwrap_or(65_536).into();
             within("dynamic_batching.preferred_batch_size", size.into(), 1, most)?;
         }
+        if let Some(most) = self.dynamic_batching.max_padded_elements {
+            within("dynamic_batching.max_padded_elements", most, 1, 1 << 40)?;
+        }
+        if let Some(padding) = &self.dynamic_batching.padding {
+            padding.validate()?;
+        }
         for group in &self.instance_group {
             within("instance_group.count", group.count.into(), 1, 256)?;
             within("instance_group.intra_threads", group.intra_threads.into(), 1, 256)?;
@@ -227,6 +241,10 @@ mod tests {
             [dynamic_batching]
             preferred_batch_size = [8, 16]
             max_queue_delay_microseconds = 500
+            max_padded_elements = 65536
+            [dynamic_batching.padding]
+            values = { input_ids = 0, mask = false, x = -inf }
+            buckets = [16, 32]
             [[instance_group]]
             kind = "cuda"
             gpus = [0, 1]
@@ -238,6 +256,10 @@ mod tests {
         for bad in [
             "max_batch_size = 0",
             "dynamic_batching = { preferred_batch_size = [0] }",
+            "dynamic_batching = { max_padded_elements = 0 }",
+            "dynamic_batching.padding = { values = {} }",
+            "dynamic_batching.padding = { values = { x = 0 }, buckets = [0] }",
+            "dynamic_batching.padding = { values = { x = 0 }, buckets = [8, 8] }",
             "[[instance_group]]\ncount = 0",
             "[[instance_group]]\ngpus = [0]",
             "version_policy = { specific = { versions = [] } }",

@@ -1,5 +1,6 @@
 //! A thread that owns a back end: collects a batch, runs it, splits it into answers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::catalogue::ServedVersion;
 use crate::job::{Answer, Job, Settlement, Verdict};
 use crate::schedule::batch::{BatchError, BatchInput, BatchOutput, split, stack};
 use crate::schedule::pickup::Collected;
+use crate::schedule::runs::cut;
 use crate::schedule::tier_set::TierSet;
 
 /// Starts an instance of these tiers on its own thread; it ends when the version's pickup closes.
@@ -84,8 +86,7 @@ impl Run<'_> {
     fn run(&mut self, batch: &[Job]) -> Result<Vec<Answer>, RunError> {
         let collected = Instant::now();
         let inputs = stacked(self.served, batch)?;
-        let rows: Vec<u32> = batch.iter().map(|job| job.rows).collect();
-        let total: u64 = rows.iter().map(|&rows| u64::from(rows)).sum();
+        let total: u64 = batch.iter().map(|job| u64::from(job.rows)).sum();
         debug!(model = %self.served.model, version = self.served.version, rows = total, jobs = batch.len(), "running a batch");
         let started = Instant::now();
         let mut answers = Ok(Vec::new());
@@ -99,7 +100,7 @@ impl Run<'_> {
                 infer_us: micros(busy),
                 batch_size: total,
             };
-            answers = answers_of(served, batch, &rows, outputs, max_reply_bytes, &timing);
+            answers = answers_of(served, batch, &inputs, outputs, max_reply_bytes, &timing);
         })?;
         self.served.stats.count_run(total, busy);
         self.served.pickup.ran(
@@ -143,7 +144,8 @@ fn stacked<'a>(served: &'a ServedVersion, batch: &'a [Job]) -> Result<Vec<BatchI
                 let tensor = &job.inputs[index];
                 (tensor.shape.as_slice(), &tensor.data[..])
             });
-            stack(&slot.name, batch[0].inputs[index].datatype, parts)
+            let padding = served.rules.padding.as_ref().and_then(|padding| padding.element(index));
+            stack(&slot.name, batch[0].inputs[index].datatype, parts, padding)
         })
         .collect()
 }
@@ -151,39 +153,52 @@ fn stacked<'a>(served: &'a ServedVersion, batch: &'a [Job]) -> Result<Vec<BatchI
 fn answers_of(
     served: &ServedVersion,
     batch: &[Job],
-    rows: &[u32],
+    inputs: &[BatchInput<'_>],
     outputs: &[Option<BatchOutput<'_>>],
     max_reply_bytes: usize,
     timing: &dyn Fn(&Job) -> Timing,
 ) -> Result<Vec<Answer>, BatchError> {
+    // Alone, a request gets what the model gives.
+    let padding = served.rules.padding.as_ref().filter(|_| batch.len() > 1);
+    if let Some(padding) = padding {
+        padding.check(inputs, outputs)?;
+    }
+    let rows: Vec<u32> = batch.iter().map(|job| job.rows).collect();
     let ranges = outputs
         .iter()
         .enumerate()
-        .map(|(index, output)| output.as_ref().map_or(Ok(Vec::new()), |output| split(index, output, rows)))
+        .map(|(index, output)| output.as_ref().map_or(Ok(Vec::new()), |output| split(index, output, &rows)))
         .collect::<Result<Vec<_>, _>>()?;
     let output = |index: usize| outputs[index].as_ref().expect("admission lets no other output be asked for");
     let version = served.version.to_string();
     let answers = batch.iter().enumerate().map(|(position, job)| {
-        let shapes: Vec<Vec<i64>> = job
+        let parts: Vec<(Vec<i64>, Cow<'_, [u8]>)> = job
             .outputs
             .iter()
             .map(|&(index, _)| {
+                let data = &output(index).data[ranges[index][position].clone()];
                 let mut shape = output(index).shape.to_vec();
                 if batch.len() > 1 {
                     shape[0] = i64::from(job.rows);
                 }
-                shape
+                let (Some(padding), Some(size)) = (padding, output(index).datatype.element_size()) else {
+                    return (shape, Cow::Borrowed(data));
+                };
+                let wide = shape.clone();
+                padding.cut(index, &mut shape, |input, axis| job.inputs[input].shape[axis]);
+                let data = cut(data, size, &wide, &shape);
+                (shape, data)
             })
             .collect();
         let views: Vec<TensorView<'_>> = job
             .outputs
             .iter()
-            .zip(&shapes)
-            .map(|(&(index, encoding), shape)| TensorView {
+            .zip(&parts)
+            .map(|(&(index, encoding), (shape, data))| TensorView {
                 name: &served.rules.signature.outputs[index].name,
                 datatype: output(index).datatype,
                 shape,
-                data: &output(index).data[ranges[index][position].clone()],
+                data,
                 encoding,
             })
             .collect();

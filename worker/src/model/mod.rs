@@ -3,6 +3,7 @@
 //! - [`config`]: a model's own `config.toml`, with Triton's names
 //! - [`repository`]: folders to names and versions
 //! - [`signature`]: inputs and outputs, and whether rows can be batched
+//! - [`padding`]: rows of unlike inner sizes made alike, and what undoes it
 //! - [`backend`]: what any back end does
 //! - [`onnx`]: ONNX Runtime, the only file that knows it
 //! - [`warmup`]: invented runs before the first request
@@ -12,6 +13,7 @@ pub mod backend;
 pub mod config;
 pub mod instance;
 pub mod onnx;
+pub mod padding;
 pub mod repository;
 pub mod signature;
 pub mod warmup;

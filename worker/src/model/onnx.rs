@@ -167,7 +167,7 @@ fn file_has_dynamic_inner_shapes(runtime: &Runtime, file: &Path) -> Result<bool,
     let slots = signature(&session);
     Ok(slots.inputs.iter().any(|slot| match &slot.shape {
         None => true,
-        Some(shape) => shape.iter().skip(1).any(|dimension| matches!(dimension, Dimension::Symbolic(_))),
+        Some(_) => slot.open().next().is_some(),
     }))
 }
 
@@ -269,24 +269,18 @@ fn value(input: &BatchInput<'_>) -> Result<DynValue, BackendError> {
     }
     let mut tensor = DynTensor::new(&Allocator::default(), element_type(input.datatype), input.shape.clone())
         .map_err(fail)?;
-    let length: usize = input.pieces.iter().map(|piece| piece.len()).sum();
     let capacity = element_type(input.datatype).byte_size(tensor.shape().num_elements());
-    if capacity != Some(length) {
-        let problem = format!("{length} bytes for shape {:?}", input.shape);
+    let Some(length) = input.byte_length().filter(|&length| capacity == Some(length)) else {
+        let problem = format!("its bytes do not make up shape {:?}", input.shape);
         return Err(BackendError::Input { name: input.name.to_owned(), problem });
-    }
+    };
     if length > 0 {
         #[expect(
             unsafe_code,
             reason = "the tensor was just made with exactly `length` bytes, and nobody else has it"
         )]
-        let mut target =
-            unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr_mut().cast::<u8>(), length) };
-        for piece in &input.pieces {
-            let (here, rest) = target.split_at_mut(piece.len());
-            here.copy_from_slice(piece);
-            target = rest;
-        }
+        let target = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr_mut().cast::<u8>(), length) };
+        input.copy_to(target);
     }
     Ok(tensor.into_dyn())
 }

@@ -12,6 +12,16 @@ pub enum Dimension {
     Symbolic(String),
 }
 
+impl Dimension {
+    /// Its name, where it has one.
+    pub fn symbol(&self) -> Option<&str> {
+        match self {
+            Self::Symbolic(name) if !name.is_empty() => Some(name),
+            _ => None,
+        }
+    }
+}
+
 /// One input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
@@ -43,10 +53,13 @@ impl Slot {
     }
 
     fn first_symbol(&self) -> Option<&str> {
-        match self.shape.as_ref()?.first()? {
-            Dimension::Symbolic(name) if !name.is_empty() => Some(name),
-            _ => None,
-        }
+        self.shape.as_ref()?.first()?.symbol()
+    }
+
+    /// The inner axes that have no fixed size, and their dimensions.
+    pub fn open(&self) -> impl Iterator<Item = (usize, &Dimension)> {
+        let inner = self.shape.iter().flatten().enumerate().skip(1);
+        inner.filter(|(_, dimension)| matches!(dimension, Dimension::Symbolic(_)))
     }
 
     /// Whether a tensor of this shape may be given for the slot.

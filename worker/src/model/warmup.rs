@@ -7,7 +7,7 @@ use millrace_common::protocol::tensor::{Datatype, push_bytes_element};
 use super::backend::{Backend, BackendError};
 use super::signature::{Dimension, Slot};
 use crate::inbound::admission::Rules;
-use crate::schedule::batch::BatchInput;
+use crate::schedule::batch::{BatchInput, Piece};
 
 /// Inputs larger than this are not invented: open dimensions say nothing about what is usual.
 const MAX_BYTES: usize = 256 << 20;
@@ -35,7 +35,8 @@ pub fn run(backend: &mut dyn Backend, rules: &Rules) -> Result<Vec<(u32, Duratio
                 name: &slot.name,
                 datatype: *datatype,
                 shape: shape.clone(),
-                pieces: vec![bytes],
+                pieces: vec![Piece { shape, data: bytes }],
+                padding: None,
             })
             .collect();
         let started = Instant::now();

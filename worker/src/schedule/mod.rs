@@ -7,6 +7,7 @@
 //! - [`scheduler`]: whose turn it is
 //! - [`pickup`]: where instances wait for and collect their next batch
 //! - [`batch`]: rows stacked for the model, and split again
+//! - [`runs`]: rows filled up to the largest of their batch, and cut back
 
 pub mod batch;
 pub mod batcher;
@@ -14,5 +15,6 @@ pub mod cap;
 pub mod cost;
 pub mod lane;
 pub mod pickup;
+pub mod runs;
 pub mod scheduler;
 pub mod tier_set;

@@ -23,7 +23,7 @@ pub(super) fn value(input: &BatchInput<'_>) -> Result<DynValue, BackendError> {
     let fail = |problem: String| BackendError::Input { name: input.name.to_owned(), problem };
     let mut elements = Vec::new();
     for piece in &input.pieces {
-        for element in BytesElements::new(piece) {
+        for element in BytesElements::new(piece.data) {
             let element = element.map_err(|error| fail(error.to_string()))?;
             if element.contains(&0) {
                 return Err(fail(
