@@ -1,6 +1,6 @@
 //! The client: one publishing connection, one reply queue, and the requests that wait.
 
-mod publish;
+pub(crate) mod publish;
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -220,7 +220,7 @@ impl Client {
             reply = &mut replied => early = Some(reply.map_err(|_| Error::Closed)?),
         }
         pass.taken();
-        Ok(Handle::alone((place, replied), early, away, (deadline, budget), self.clone()))
+        Ok(Handle::alone((place, replied), early, (pass, away), (deadline, budget), self.clone()))
     }
 
     /// Whether replies outlive this client, so that a later one may have to tell whom they answer.
@@ -230,9 +230,8 @@ impl Client {
 
     /// Whether the gate holds requests like this one back, or lets one through as a probe.
     pub(crate) fn is_held_back(&self, request: &Request) -> bool {
-        let gate = self.gate();
         let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
-        !gate.is_open() && gate.is_closed(&Names::request_key(&request.model, tier))
+        self.gate().is_closed(&Names::request_key(&request.model, tier))
     }
 
     /// The fleet's directory; listening begins with the first call.

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::client::Client;
+use crate::client::publish::Pass;
 use crate::error::Error;
 use crate::packing::{Away, Part};
 use crate::replies::{Place, RawReply, Reply};
@@ -28,6 +29,7 @@ enum Source {
     Alone {
         replied: oneshot::Receiver<RawReply>,
         early: Option<Box<RawReply>>,
+        pass: Pass,
         _place: Place,
         _away: Option<Away>,
     },
@@ -39,11 +41,11 @@ impl Handle {
     pub(crate) fn alone(
         (place, replied): (Place, oneshot::Receiver<RawReply>),
         early: Option<RawReply>,
-        away: Option<Away>,
+        (pass, away): (Pass, Option<Away>),
         (deadline, budget): (Instant, Duration),
         client: Client,
     ) -> Self {
-        let source = Source::Alone { replied, early: early.map(Box::new), _place: place, _away: away };
+        let source = Source::Alone { replied, early: early.map(Box::new), pass, _place: place, _away: away };
         Self { source, deadline, budget, client }
     }
 
@@ -89,10 +91,16 @@ impl Handle {
         let Self { source, deadline, budget, client } = self;
         let in_time = |_| Error::DeadlineExceeded { budget };
         match source {
-            Source::Alone { early: Some(raw), .. } => Ok(raw.decode(client.config().limits.into()).await),
-            Source::Alone { mut replied, early: None, .. } => {
-                let raw = tokio::time::timeout_at(deadline, &mut replied).await.map_err(in_time)?;
-                Ok(raw.map_err(|_| Error::Closed)?.decode(client.config().limits.into()).await)
+            Source::Alone { mut replied, early, mut pass, .. } => {
+                let raw = match early {
+                    Some(raw) => *raw,
+                    None => {
+                        let raw = tokio::time::timeout_at(deadline, &mut replied).await.map_err(in_time)?;
+                        raw.map_err(|_| Error::Closed)?
+                    }
+                };
+                pass.answered();
+                Ok(raw.decode(client.config().limits.into()).await)
             }
             Source::Packed(part) => {
                 let part = tokio::time::timeout_at(deadline, part).await.map_err(in_time)?;

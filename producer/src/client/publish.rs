@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Client;
 use crate::error::Error;
-use crate::gate::Gate;
+use crate::gate::{Gate, Way};
 use crate::outgoing::Outgoing;
 
 /// The part of its budget that a request may wait for room to be published: one in so many.
@@ -20,13 +20,10 @@ const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 
 impl Client {
     /// Lets a request through the gate.
-    pub(super) fn admit<'a>(&'a self, routing_key: &'a str) -> Result<Pass<'a>, Error> {
-        let mut gate = self.gate();
-        let is_probe = !gate.is_open() && gate.is_closed(routing_key);
-        if is_probe {
-            gate.admit(routing_key, Instant::now().into_std()).map_err(|pause| full(routing_key, pause))?;
-        }
-        Ok(Pass { client: self, routing_key, is_probe })
+    pub(super) fn admit(&self, routing_key: &str) -> Result<Pass, Error> {
+        let admitted = self.gate().admit(routing_key, Instant::now().into_std());
+        let way = admitted.map_err(|pause| full(routing_key, pause))?;
+        Ok(Pass { client: self.clone(), routing_key: routing_key.to_owned(), way, is_answered: false })
     }
 
     /// Waits for room to publish, a part of the budget at most while the broker is there: what waits here for most of its time
@@ -52,12 +49,6 @@ impl Client {
         }
     }
 
-    /// How long the gate holds requests of this key back.
-    fn pause(&self, routing_key: &str) -> Option<Duration> {
-        let gate = self.gate();
-        if gate.is_open() { None } else { gate.pause(routing_key, Instant::now().into_std()) }
-    }
-
     pub(super) fn gate(&self) -> MutexGuard<'_, Gate> {
         // Single map operations; a panic cannot leave it half changed.
         self.inner.gate.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,7 +58,7 @@ impl Client {
     pub(super) async fn publish(
         &self,
         outgoing: &Outgoing,
-        pass: &mut Pass<'_>,
+        pass: &mut Pass,
         (deadline, budget): (Instant, Duration),
     ) -> Result<(), Error> {
         let inner = &*self.inner;
@@ -82,7 +73,7 @@ impl Client {
                 (Err(error), None) => return Err(error),
             };
             // Whoever waited for room may find the gate closed by those before it.
-            if let Some(pause) = self.pause(key).filter(|_| !pass.is_probe && last.is_none()) {
+            if let Some(pause) = pass.is_held_back().filter(|_| last.is_none()) {
                 return Err(full(key, pause));
             }
             let message = outgoing.message(&inner.request_exchange, &inner.reply_key, deadline);
@@ -125,32 +116,44 @@ impl Client {
     }
 }
 
-/// A request's way through the gate. A probe that ends without the broker's word makes room for another.
-pub(super) struct Pass<'a> {
-    client: &'a Client,
-    routing_key: &'a str,
-    is_probe: bool,
+/// A request's way through the gate, until it is answered or given up.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    client: Client,
+    routing_key: String,
+    way: Way,
+    is_answered: bool,
 }
 
-impl Pass<'_> {
-    /// The queue is not full. Only a probe tells: others were sent before it was.
+impl Pass {
+    /// The broker has it.
     pub(super) fn taken(&mut self) {
-        if std::mem::take(&mut self.is_probe) {
-            self.client.gate().taken(self.routing_key);
-        }
+        self.client.gate().taken(&self.routing_key, &mut self.way);
+    }
+
+    /// Its answer is here.
+    pub(crate) fn answered(&mut self) {
+        self.is_answered = true;
     }
 
     fn refused(&mut self) -> Duration {
-        let (now, is_probe) = (Instant::now().into_std(), std::mem::take(&mut self.is_probe));
-        self.client.gate().refused(self.routing_key, now, is_probe, rand::random())
+        self.client.gate().refused(
+            &self.routing_key,
+            &mut self.way,
+            Instant::now().into_std(),
+            rand::random(),
+        )
+    }
+
+    fn is_held_back(&self) -> Option<Duration> {
+        self.client.gate().holds_back(&self.routing_key, &self.way, Instant::now().into_std())
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Pass {
     fn drop(&mut self) {
-        if self.is_probe {
-            self.client.gate().abandoned(self.routing_key, Instant::now().into_std());
-        }
+        let now = Instant::now().into_std();
+        self.client.gate().ended(&self.routing_key, &self.way, self.is_answered, now);
     }
 }
 
