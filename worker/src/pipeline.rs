@@ -1,8 +1,8 @@
 //! Joins the rooms, runs them, and stops them in the order of flow.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -85,6 +85,7 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         verdict_on_dead: reaper::verdict,
         dead_budget: Arc::new(Semaphore::new(DEAD_BUDGET_UNITS as usize)),
         sequence: AtomicU64::new(0),
+        clocks: Mutex::default(),
     });
     let consumers =
         ConsumerGroup::spawn(connector, "requests", Topology::default(), subscriptions, Arc::clone(&intake));

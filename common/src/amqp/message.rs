@@ -167,17 +167,9 @@ impl RequestMeta {
         })
     }
 
-    /// How long the caller still waits for the request, received just now; `None` without a budget.
-    ///
-    /// The publisher's clock may differ from ours. A request that by the clocks is too late, although the broker ran a
-    /// time to live for it and still delivered it, shows a skew, not a wait: it counts as just published.
-    pub fn remaining(&self, now_ms: u64) -> Option<Duration> {
-        let budget = self.budget?;
-        let waited = Duration::from_millis(self.published_ms.map_or(0, |at| now_ms.saturating_sub(at)));
-        if waited >= budget && self.has_expiration {
-            return Some(budget);
-        }
-        Some(budget.saturating_sub(waited))
+    /// How long the caller still waits for a request that has waited so long; `None` without a budget.
+    pub fn remaining(&self, waited: Duration) -> Option<Duration> {
+        Some(self.budget?.saturating_sub(waited))
     }
 }
 
@@ -334,20 +326,6 @@ mod tests {
         assert_eq!(meta.request_id, "c");
         assert!(read(Properties::new().with_message_id("m").with_text(header::BUDGET_MS, "soon")).is_err());
         assert!(read(Properties::new().with_message_id("m").with_count(header::MODEL_VERSION, 0)).is_err());
-    }
-
-    #[test]
-    fn skewed_clocks_expire_nothing_that_the_broker_let_through() {
-        let base = Properties::new()
-            .with_message_id("m")
-            .with_count(header::PUBLISHED_MS, 1_000)
-            .with_count(header::BUDGET_MS, 500);
-        let meta = RequestMeta::read(&base).unwrap();
-        assert_eq!(meta.remaining(1_200), Some(Duration::from_millis(300)));
-        assert_eq!(meta.remaining(9_000), Some(Duration::ZERO));
-        assert_eq!(meta.remaining(0), Some(Duration::from_millis(500)));
-        let meta = RequestMeta::read(&base.with_expiration("500")).unwrap();
-        assert_eq!(meta.remaining(9_000), Some(Duration::from_millis(500)));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use millrace_common::amqp::consumer::{Accept, Delivery};
@@ -15,6 +15,7 @@ use millrace_common::protocol::status::Code;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::admission::admit;
+use super::clock::Clocks;
 use super::decode::{code, decode};
 use crate::catalogue::Catalogue;
 use crate::job::{Answer, Duty, Job, Original, Settlement, Verdict};
@@ -88,6 +89,8 @@ pub struct Intake {
     pub dead_budget: Arc<Semaphore>,
     /// Numbers for requests that run alone.
     pub sequence: AtomicU64,
+    /// Those of the requesters.
+    pub clocks: Mutex<Clocks>,
 }
 
 impl Accept for Intake {
@@ -249,7 +252,8 @@ impl Intake {
         let fail = |code, message: String| Verdict::Reply(Answer::failure(code, message));
         let here = duty.arrived.elapsed();
         let received_ms = now_ms().saturating_sub(u64::try_from(here.as_millis()).unwrap_or(u64::MAX));
-        let budget = meta.remaining(received_ms).unwrap_or(route.default_budget);
+        let waited = self.waited(duty, &meta, received_ms);
+        let budget = meta.remaining(waited).unwrap_or(route.default_budget);
         let remaining = budget.saturating_sub(here);
         if remaining.is_zero() {
             return Err(fail(
@@ -270,6 +274,20 @@ impl Intake {
             .map_err(|misfit| fail(misfit.code(), misfit.to_string()))?;
         let deadline = duty.arrived.checked_add(budget);
         Ok(Prepared { served, admitted, body_id, deadline })
+    }
+
+    /// How long a request had waited when it came.
+    fn waited(&self, duty: &Duty, meta: &RequestMeta, received_ms: u64) -> Duration {
+        let Some(published_ms) = meta.published_ms else { return Duration::ZERO };
+        match &duty.reply_to {
+            // What a worker has passed on tells the time by that worker's clock.
+            Some(reply_to) if !duty.original.properties.has_header(VERSION_HOPS) => {
+                let dropped_after = meta.budget.filter(|_| meta.has_expiration);
+                let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+                clocks.waited(reply_to.as_str(), (published_ms, received_ms), dropped_after, duty.arrived)
+            }
+            _ => Duration::from_millis(received_ms.saturating_sub(published_ms)),
+        }
     }
 
     /// A pinned version that is not here: on to another worker after a pause, unless nobody has it.
