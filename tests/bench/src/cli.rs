@@ -73,6 +73,8 @@ pub(crate) enum Scenario {
     Unequal,
     /// Rate of 1 to N workers, one for each core
     Scaling,
+    /// Requesters whose clocks are five minutes off, idle and at three times the capacity
+    Skew,
     /// One tenant queues 10,000 requests, then another 100
     Tenants,
     /// CPU time of a request by process beside its limit
@@ -92,6 +94,7 @@ impl Scenario {
             Self::Shares => "shares",
             Self::Unequal => "unequal",
             Self::Scaling => "scaling",
+            Self::Skew => "skew",
             Self::Tenants => "tenants",
             Self::Cost => "cost",
             Self::Memory => "memory",

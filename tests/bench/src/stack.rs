@@ -118,6 +118,7 @@ impl<'a> Stack<'a> {
             duration: self.context.duration(),
             deadline: Duration::from_secs(60),
             give_up: Duration::from_secs(10),
+            skew_ms: 0,
             seed: 17,
             go: PathBuf::new(),
         }

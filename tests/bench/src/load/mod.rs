@@ -62,6 +62,8 @@ pub(crate) struct Spec {
     pub(crate) deadline: Duration,
     /// How long after its deadline a raw client's request counts as unanswered; the library never waits longer.
     pub(crate) give_up: Duration,
+    /// How far the clock of a raw client is ahead, milliseconds.
+    pub(crate) skew_ms: i64,
     /// Of the schedule: the same seed gives the same arrivals.
     pub(crate) seed: u64,
     /// Exists once the client may start; holds the start in milliseconds since the epoch.

@@ -16,6 +16,10 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
     pub(crate) unanswered: u64,
     pub(crate) unsent: u64,
+    /// Of the expired: told so before their deadline.
+    pub(crate) early_expiries: u64,
+    /// Of the served: run only after their deadline, as far as can be told from here. The way back counts as lateness.
+    pub(crate) late_starts: u64,
 }
 
 impl Counts {

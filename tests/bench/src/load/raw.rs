@@ -36,6 +36,7 @@ pub(super) struct Raw {
     body: Bytes,
     /// How long a reply is awaited.
     patience: Duration,
+    skew_ms: i64,
     next: AtomicU64,
     waiting: Waiting,
 }
@@ -83,6 +84,7 @@ impl Raw {
             headers,
             body,
             patience: spec.deadline + spec.give_up,
+            skew_ms: spec.skew_ms,
             next: AtomicU64::new(0),
             waiting,
         })
@@ -108,7 +110,7 @@ impl Raw {
     async fn publish(&self, number: u64) -> lapin::Result<Confirmation> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut headers = self.headers.clone();
-        let now = i64::try_from(now_ms()).unwrap_or(i64::MAX);
+        let now = i64::try_from(now_ms()).unwrap_or(i64::MAX).saturating_add(self.skew_ms);
         headers.insert(header::PUBLISHED_MS.into(), AMQPValue::LongLongInt(now));
         let id = format!("{:08x}-{number}", std::process::id());
         let properties = self.properties.clone().with_message_id(id.into()).with_headers(headers);

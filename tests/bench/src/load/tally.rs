@@ -10,6 +10,9 @@ use super::{Arrivals, Fate, Spec};
 /// Length of a [`Window`].
 const WINDOW: Duration = Duration::from_millis(250);
 
+/// Wire times are whole milliseconds.
+const CLOCK_STEP: Duration = Duration::from_millis(1);
+
 /// One request's times and end.
 pub(super) struct Ended {
     /// When it was meant to be sent.
@@ -87,9 +90,17 @@ impl Tally {
             self.lags.saturating_record(micros(ended.sent.saturating_duration_since(ended.intended)));
         }
         match ended.fate {
-            Fate::Served { .. } => self.served(ended.intended, now),
+            Fate::Served { model, batch } => {
+                let run = model * u32::try_from(batch).unwrap_or(1);
+                let until_start = (now - ended.sent).saturating_sub(run);
+                self.counts.late_starts += u64::from(until_start > self.deadline);
+                self.served(ended.intended, now);
+            }
             Fate::Refused => self.counts.refused += 1,
-            Fate::Expired => self.counts.expired += 1,
+            Fate::Expired => {
+                self.counts.early_expiries += u64::from(now - ended.sent + CLOCK_STEP < self.deadline);
+                self.counts.expired += 1;
+            }
             Fate::Unanswered => self.counts.unanswered += 1,
             Fate::Unsent => self.counts.unsent += 1,
             Fate::Failed(reason) => {

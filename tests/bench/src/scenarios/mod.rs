@@ -7,6 +7,7 @@ mod memory;
 mod peers;
 mod scaling;
 mod shares;
+mod skew;
 mod tenants;
 mod throughput;
 mod unequal;
@@ -26,6 +27,7 @@ pub(crate) fn run(scenario: Scenario, context: &Context) -> Result<Option<Sectio
         Scenario::Shares => shares::run(context),
         Scenario::Unequal => unequal::run(context),
         Scenario::Scaling => scaling::run(context),
+        Scenario::Skew => skew::run(context),
         Scenario::Tenants => tenants::run(context),
         Scenario::Cost => cost::run(context),
         Scenario::Memory => memory::run(context),
