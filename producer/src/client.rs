@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::error::{ConnectError, Error};
 use crate::gate::Gate;
 use crate::handle::Handle;
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, Route};
 use crate::packing::{Away, Packing, Way};
 use crate::replies::{Orphan, Pending, Replies};
 use crate::request::Request;
@@ -208,10 +208,10 @@ impl Client {
         let budget = self.budget(&request);
         let deadline = Instant::now() + budget;
         let config = &self.inner.config;
-        let routing_key = Outgoing::routing_key(&request, config)?;
+        let route = Route::of(&request, config)?;
         // Before anything that costs: refusing thousands a second must cost next to nothing.
-        let mut pass = self.admit(&routing_key)?;
-        let outgoing = Outgoing::prepare(request, routing_key.clone(), config)?;
+        let mut pass = self.admit(&route.key)?;
+        let outgoing = Outgoing::prepare(request, route, config)?;
         let (place, mut replied) = self.inner.pending.wait_for(outgoing.id.clone());
         let mut early = None;
         tokio::select! {

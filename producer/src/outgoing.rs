@@ -6,9 +6,10 @@ use millrace_common::amqp::message::{ReplyKey, URGENT, header, now_ms};
 use millrace_common::amqp::properties::{MAX_PROPERTY_BYTES, Properties};
 use millrace_common::amqp::publisher::Message;
 use millrace_common::amqp::topology::Names;
+use millrace_common::config::sections::TierSettings;
 use millrace_common::protocol::codec::{Body, Encoding, encode_request};
 use millrace_common::protocol::request::{InferRequest, Parameter};
-use millrace_common::tier::{Tier, check_name};
+use millrace_common::tier::check_name;
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -24,22 +25,29 @@ pub(crate) struct Outgoing {
     version: Option<u64>,
     is_urgent: bool,
     replies_per_message: u16,
+    /// Whether the broker chooses the queue by the tenant. Only then it is told: a header costs it time.
+    is_sharded: bool,
+}
+
+/// Where a request goes.
+#[derive(Clone)]
+pub(crate) struct Route {
+    pub(crate) key: String,
+    is_sharded: bool,
+}
+
+impl Route {
+    /// That of a request, its parts checked.
+    pub(crate) fn of(request: &Request, config: &Config) -> Result<Self, RequestError> {
+        let tier = tier(request.tier.as_deref(), config)?;
+        check_name(&request.model)?;
+        Ok(Self { key: Names::request_key(&request.model, &tier.name), is_sharded: tier.shards > 1 })
+    }
 }
 
 impl Outgoing {
-    /// The routing key of a request, its parts checked.
-    pub(crate) fn routing_key(request: &Request, config: &Config) -> Result<String, RequestError> {
-        let tier = tier(request.tier.as_deref(), config)?;
-        check_name(&request.model)?;
-        Ok(Names::request_key(&request.model, tier))
-    }
-
-    /// Checks and encodes a request for this routing key, and gives it an id.
-    pub(crate) fn prepare(
-        request: Request,
-        routing_key: String,
-        config: &Config,
-    ) -> Result<Self, RequestError> {
+    /// Checks and encodes a request that goes there, and gives it an id.
+    pub(crate) fn prepare(request: Request, route: Route, config: &Config) -> Result<Self, RequestError> {
         let body = encode(request.body, request.encoding)?;
         let limit = config.limits.max_body_bytes;
         if body.bytes.len() > limit {
@@ -50,12 +58,13 @@ impl Outgoing {
         }
         Ok(Self {
             id: uuid::Uuid::now_v7().to_string(),
-            routing_key,
+            routing_key: route.key,
             body,
             correlation_id: request.correlation_id,
             version: request.version,
             is_urgent: request.is_urgent,
             replies_per_message: config.requests.replies_per_message,
+            is_sharded: route.is_sharded,
         })
     }
 
@@ -91,6 +100,9 @@ impl Outgoing {
         if self.is_urgent {
             properties = properties.with_priority(URGENT);
         }
+        if self.is_sharded {
+            properties = properties.with_text(header::TENANT, reply_key.user());
+        }
         Message {
             exchange: Arc::clone(exchange),
             routing_key: self.routing_key.clone(),
@@ -101,14 +113,14 @@ impl Outgoing {
     }
 }
 
-fn tier<'a>(name: Option<&str>, config: &'a Config) -> Result<&'a Tier, RequestError> {
-    let Some(name) = name else { return Ok(&config.requests.tier) };
-    let mut known = config.topology.tiers.iter().map(|settings| &settings.name);
-    if let Some(tier) = known.clone().find(|tier| tier.as_str() == name) {
+fn tier<'a>(name: Option<&str>, config: &'a Config) -> Result<&'a TierSettings, RequestError> {
+    let name = name.unwrap_or_else(|| config.requests.tier.as_str());
+    let tiers = &config.topology.tiers;
+    if let Some(tier) = tiers.iter().find(|tier| tier.name.as_str() == name) {
         return Ok(tier);
     }
     check_name(name)?;
-    let known: Vec<&str> = known.by_ref().map(Tier::as_str).collect();
+    let known: Vec<&str> = tiers.iter().map(|tier| tier.name.as_str()).collect();
     Err(RequestError::UnknownTier { tier: name.to_owned(), known: known.join(", ") })
 }
 

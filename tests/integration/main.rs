@@ -15,6 +15,7 @@ mod padding;
 mod readme;
 mod round_trip;
 mod secrets;
+mod shards;
 mod start_errors;
 mod submit;
 mod telemetry;

@@ -79,6 +79,17 @@ pub enum StartError {
         "the broker lacks {0}: run `millrace topology apply` with this worker's configuration (topology.retry_delays_ms names queues), or set topology.declare = true"
     )]
     Missing(String),
+    /// More queues than one connection can consume.
+    #[error(
+        "{consumers} queues to consume, one connection carries {most}: serve fewer models in each worker (models.serve), or give \
+         tiers fewer shards (topology.tiers)"
+    )]
+    Consumers {
+        /// Queues of all models, tiers and shards.
+        consumers: usize,
+        /// How many it could be.
+        most: usize,
+    },
     /// No thread for an instance.
     #[error("cannot start an instance thread: {0}")]
     Thread(#[from] std::io::Error),

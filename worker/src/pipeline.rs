@@ -35,6 +35,11 @@ const SETTLEMENTS: usize = 64;
 /// Dead letters fetched ahead; each costs one reply.
 const DEAD_PREFETCH: u16 = 64;
 
+/// Consumers that one connection carries with ease.
+const MANY_CONSUMERS: usize = 100;
+/// Each consumer has a channel, and RabbitMQ's `channel_max` is 2,047 unless told otherwise.
+const MAX_CONSUMERS: usize = 2_000;
+
 /// A worker that consumes.
 pub struct Worker {
     config: Config,
@@ -57,6 +62,7 @@ pub struct Worker {
 pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError> {
     let connector = Connector::new(&config.broker, &config.worker.name)?;
     let own_user = connector.addresses()[0].user().to_owned();
+    count_consumers(&config, &loaded.catalogue)?;
     declare(&config, &connector, &loaded.catalogue).await?;
     let tasks = Lifecycle::new();
     let publishing = Lifecycle::new();
@@ -73,9 +79,10 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         let max_reply_bytes = config.limits.max_body_bytes;
         instances.push(instance::spawn(backend, serves, served, max_reply_bytes, settlements.clone())?);
     }
-    let (routes, subscriptions, mut tuned) = routes(&config, &loaded.catalogue, &names);
+    let Routes { routes, queues, subscriptions, mut tuned } = routes(&config, &loaded.catalogue, &names);
     let intake = Arc::new(Intake {
         routes,
+        queues,
         catalogue: Arc::clone(&loaded.catalogue),
         directory: Arc::clone(&directory),
         limits: config.limits.into(),
@@ -111,7 +118,7 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     let (telling, stopping, lanes) = (Arc::clone(&announcer), tasks.clone(), Arc::clone(&intake));
     tasks.spawn(async move {
         tokio::select! {
-            () = telling.run(|| lanes.routes.values().collect()) => {}
+            () = telling.run(&lanes.routes) => {}
             () = stopping.stopping() => {}
         }
     });
@@ -128,6 +135,23 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         announcer,
         settlements,
     })
+}
+
+/// All queues are consumed over one connection: one for each model, tier and shard, and the dead letters.
+fn count_consumers(config: &Config, catalogue: &Catalogue) -> Result<(), StartError> {
+    let shards: usize = config.topology.tiers.iter().map(|tier| usize::from(tier.shards)).sum();
+    let consumers = catalogue.names().count() * shards + 1;
+    if consumers > MAX_CONSUMERS {
+        return Err(StartError::Consumers { consumers, most: MAX_CONSUMERS });
+    }
+    if consumers > MANY_CONSUMERS {
+        warn!(
+            consumers,
+            "many queues for one connection, which slows it: serve fewer models in each worker (models.serve), or give tiers fewer \
+             shards (topology.tiers)"
+        );
+    }
+    Ok(())
 }
 
 async fn declare(config: &Config, connector: &Connector, catalogue: &Catalogue) -> Result<(), StartError> {
@@ -172,31 +196,38 @@ fn publisher_options(config: &Config) -> PublisherOptions {
     }
 }
 
-fn routes(
-    config: &Config,
-    catalogue: &Arc<Catalogue>,
-    names: &Names,
-) -> (HashMap<String, Route>, Vec<Subscription>, Vec<Tuned>) {
-    let mut routes = HashMap::new();
-    let mut subscriptions = Vec::new();
-    let mut tuned = Vec::new();
+/// What this worker consumes.
+struct Routes {
+    routes: Vec<Route>,
+    /// The number of each queue's route.
+    queues: HashMap<String, usize>,
+    subscriptions: Vec<Subscription>,
+    tuned: Vec<Tuned>,
+}
+
+fn routes(config: &Config, catalogue: &Arc<Catalogue>, names: &Names) -> Routes {
+    let (mut routes, mut queues) = (Vec::new(), HashMap::new());
+    let (mut subscriptions, mut tuned) = (Vec::new(), Vec::new());
     for model in catalogue.names() {
         for (number, tier) in config.topology.tiers.iter().enumerate() {
-            let queue = names.request_queue(model, &tier.name);
             let key = Names::request_key(model, &tier.name);
             let budget = Duration::from_millis(tier.default_budget_ms);
-            let route = Route::new(model.to_owned(), number, key, budget, config.scheduling.lane_max_bytes);
             let (tuning, demand) = Tuned::new(config, catalogue, model, number);
             tuned.push(tuning);
-            subscriptions.push(Subscription::following(queue.as_str(), demand));
-            routes.insert(queue, route);
+            for shard in 0..tier.shards {
+                let queue = names.shard_queue(model, &tier.name, shard);
+                subscriptions.push(Subscription::following(queue.as_str(), demand.clone()));
+                queues.insert(queue, routes.len());
+            }
+            let lane_max_bytes = config.scheduling.lane_max_bytes;
+            routes.push(Route::new(model.to_owned(), number, key, budget, lane_max_bytes));
         }
     }
     subscriptions.push(Subscription::fixed(names.dead_inbox(), DEAD_PREFETCH));
-    (routes, subscriptions, tuned)
+    Routes { routes, queues, subscriptions, tuned }
 }
 
-/// A route whose consumer follows what the worker can do.
+/// A route whose consumers follow what the worker can do.
 struct Tuned {
     catalogue: Arc<Catalogue>,
     model: String,
@@ -217,6 +248,7 @@ impl Tuned {
         let bounds = Bounds {
             extra: config.scheduling.prefetch_extra,
             wait_us: u64::from(config.scheduling.prefetch_wait_ms) * 1000,
+            shards: config.topology.tiers[tier].shards,
         };
         let tuner = Tuner::new(bounds, loads(catalogue, model, tier));
         let (demand, following) = watch::channel(tuner.demand());
@@ -274,8 +306,7 @@ impl Worker {
         }
         info!(unstarted = unstarted.len(), "draining: consumers cancelled, unstarted work goes back");
         let _ = tokio::time::timeout_at(deadline, self.settlements.send(unstarted)).await;
-        let routes: Vec<&Route> = self.intake.routes.values().collect();
-        self.announcer.announce(&routes).await;
+        self.announcer.announce(&self.intake.routes).await;
         let threads = std::mem::take(&mut self.instances);
         let joining = tokio::task::spawn_blocking(move || {
             threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()

@@ -35,17 +35,17 @@ pub struct Announcer {
 
 impl Announcer {
     /// Announces every second, for ever.
-    pub async fn run<'a>(&self, routes: impl Fn() -> Vec<&'a Route>) {
+    pub async fn run(&self, routes: &[Route]) {
         let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
             ticks.tick().await;
-            self.announce(&routes()).await;
+            self.announce(routes).await;
         }
     }
 
     /// Announces once, within a second. Failures are not worth more than the next announcement.
-    pub async fn announce(&self, routes: &[&Route]) {
+    pub async fn announce(&self, routes: &[Route]) {
         let body = match serde_json::to_vec(&self.status(routes)) {
             Ok(body) => body,
             Err(error) => return warn!(%error, "cannot write the status"),
@@ -61,7 +61,7 @@ impl Announcer {
         let _ = tokio::time::timeout(ANNOUNCE_EVERY, self.publisher.publish(message)).await;
     }
 
-    fn status(&self, routes: &[&Route]) -> WorkerStatus {
+    fn status(&self, routes: &[Route]) -> WorkerStatus {
         WorkerStatus {
             format: FORMAT,
             worker: self.worker.clone(),

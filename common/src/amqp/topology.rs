@@ -3,75 +3,20 @@
 //! Arguments carry what correctness needs and cannot change later; limits are policies, because they can.
 
 mod declare;
+mod names;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::sections::Topology as Settings;
-use crate::tier::Tier;
+use crate::amqp::message::header;
+use crate::config::sections::{MAX_SHARDS, TierSettings, Topology as Settings};
 
 pub use declare::{ApplyError, DeclareError, apply, delete_queue};
-
-/// Names of everything on the broker, from one prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names {
-    prefix: Arc<str>,
-}
-
-impl Names {
-    /// Names that begin with `prefix`.
-    pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.into() }
-    }
-
-    /// The exchange requests are published to; key `<model>.<tier>`.
-    pub fn request_exchange(&self) -> String {
-        format!("{}.request", self.prefix)
-    }
-
-    /// The routing key of a request.
-    pub fn request_key(model: &str, tier: impl fmt::Display) -> String {
-        format!("{model}.{tier}")
-    }
-
-    /// The queue of one model and tier.
-    pub fn request_queue(&self, model: &str, tier: &Tier) -> String {
-        format!("{}.request.{model}.{tier}", self.prefix)
-    }
-
-    /// The exchange replies are published to; key is the reply key.
-    pub fn reply_exchange(&self) -> String {
-        format!("{}.reply", self.prefix)
-    }
-
-    /// The queue of one reply key.
-    pub fn reply_queue(&self, key: &str) -> String {
-        format!("{}.reply.{key}", self.prefix)
-    }
-
-    /// The exchange and queue that hold a message for `delay_ms`, then send it back to its request queue.
-    pub fn retry(&self, delay_ms: u64) -> String {
-        format!("{}.retry.{delay_ms}", self.prefix)
-    }
-
-    /// The exchange and queue that the broker dead-letters to.
-    pub fn dead_inbox(&self) -> String {
-        format!("{}.dead.inbox", self.prefix)
-    }
-
-    /// The exchange and queue with what people should look at.
-    pub fn dead(&self) -> String {
-        format!("{}.dead", self.prefix)
-    }
-
-    /// The exchange of the fleet's directory.
-    pub fn status_exchange(&self) -> String {
-        format!("{}.status", self.prefix)
-    }
-}
+pub use names::Names;
 
 /// Kinds of exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +28,9 @@ pub enum ExchangeKind {
     Direct,
     /// Routes to every binding.
     Fanout,
+    /// Routes to one binding, the same for equal values of a header. A plugin that RabbitMQ ships with.
+    #[serde(rename = "x-consistent-hash")]
+    ConsistentHash,
 }
 
 /// A durable exchange.
@@ -92,6 +40,8 @@ pub struct Exchange {
     pub name: String,
     /// How it routes.
     pub kind: ExchangeKind,
+    /// Arguments.
+    pub arguments: Arguments,
 }
 
 /// Kinds of queue. Only kinds that every broker from 3.10 to 4.3 accepts.
@@ -163,6 +113,27 @@ pub struct Binding {
     pub routing_key: String,
 }
 
+/// A binding of an exchange to another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExchangeBinding {
+    /// The exchange that messages come from.
+    pub from: String,
+    /// The exchange that they go on to.
+    pub to: String,
+    /// Routing key or pattern.
+    pub routing_key: String,
+}
+
+/// What another number of shards has left on the broker, and what would route requests elsewhere or twice. Never a queue: it may
+/// hold requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// The exchange of this name, with its bindings.
+    Exchange(String),
+    /// A binding.
+    Binding(Binding),
+}
+
 /// A policy: limits that an operator may change while queues live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -183,10 +154,14 @@ pub struct Topology {
     pub exchanges: Vec<Exchange>,
     /// Queues.
     pub queues: Vec<Queue>,
-    /// Bindings.
+    /// Bindings of queues.
     pub bindings: Vec<Binding>,
+    /// Bindings of exchanges.
+    pub exchange_bindings: Vec<ExchangeBinding>,
     /// Policies; not declared over AMQP.
     pub policies: Vec<Policy>,
+    /// What is removed once everything else is there.
+    pub stale: Vec<Stale>,
 }
 
 fn text(value: &str) -> Argument {
@@ -228,31 +203,49 @@ impl Topology {
 
     /// The tier queues of one model.
     pub fn model(settings: &Settings, model: &str) -> Self {
-        let names = settings.names();
         let mut topology = Self::default();
-        for tier in settings.tiers.iter().map(|tier| &tier.name) {
-            let mut with = durable(settings.queue_type);
-            with.extend(arguments([
-                ("x-overflow", text("reject-publish")),
-                ("x-dead-letter-exchange", text(&names.dead_inbox())),
-            ]));
-            match settings.queue_type {
-                // One level above normal: more levels cost up to 20 % of the broker's rate (measured 2026-11).
-                QueueKind::Classic => with.extend(arguments([("x-max-priority", Argument::Number(1))])),
-                _ => with.extend(arguments([
-                    ("x-dead-letter-strategy", text("at-least-once")),
-                    ("x-delivery-limit", Argument::Number(100)),
-                ])),
-            }
-            let queue = names.request_queue(model, tier);
-            topology.bindings.push(Binding {
-                exchange: names.request_exchange(),
-                queue: queue.clone(),
-                routing_key: Names::request_key(model, tier),
-            });
-            topology.queues.push(Queue { name: queue, kind: settings.queue_type, arguments: with });
+        for tier in &settings.tiers {
+            topology.add_tier(settings, model, tier);
         }
         topology
+    }
+
+    fn add_tier(&mut self, settings: &Settings, model: &str, tier: &TierSettings) {
+        let names = settings.names();
+        for shard in 0..tier.shards {
+            let name = names.shard_queue(model, &tier.name, shard);
+            self.queues.push(Queue { name, kind: settings.queue_type, arguments: held(settings) });
+        }
+        let only = Binding {
+            exchange: names.request_exchange(),
+            queue: names.request_queue(model, &tier.name),
+            routing_key: Names::request_key(model, &tier.name),
+        };
+        let exchange = names.shard_exchange(model, &tier.name);
+        if tier.shards == 1 {
+            self.bindings.push(only);
+            self.stale.push(Stale::Exchange(exchange));
+            return;
+        }
+        let to_shard = |shard| Binding {
+            exchange: exchange.clone(),
+            queue: names.shard_queue(model, &tier.name, shard),
+            // The weight: alike for all.
+            routing_key: "1".to_owned(),
+        };
+        self.bindings.extend((0..tier.shards).map(to_shard));
+        self.stale.extend((tier.shards..MAX_SHARDS).map(to_shard).map(Stale::Binding));
+        self.exchange_bindings.push(ExchangeBinding {
+            from: only.exchange.clone(),
+            to: exchange.clone(),
+            routing_key: only.routing_key.clone(),
+        });
+        self.stale.push(Stale::Binding(only));
+        self.exchanges.push(Exchange {
+            name: exchange,
+            kind: ExchangeKind::ConsistentHash,
+            arguments: arguments([("hash-header", text(header::TENANT))]),
+        });
     }
 
     /// The reply queue of one key. `expires` is how long it outlives its last consumer.
@@ -305,11 +298,13 @@ impl Topology {
         self.exchanges.extend(other.exchanges);
         self.queues.extend(other.queues);
         self.bindings.extend(other.bindings);
+        self.exchange_bindings.extend(other.exchange_bindings);
         self.policies.extend(other.policies);
+        self.stale.extend(other.stale);
     }
 
     fn exchange(&mut self, name: String, kind: ExchangeKind) {
-        self.exchanges.push(Exchange { name, kind });
+        self.exchanges.push(Exchange { name, kind, arguments: Arguments::new() });
     }
 
     fn fanout_queue(&mut self, name: String, arguments: Arguments) {
@@ -328,6 +323,24 @@ fn durable(kind: QueueKind) -> Arguments {
     arguments([("x-queue-type", text(&kind.to_string()))])
 }
 
+/// The arguments of a tier's queues.
+fn held(settings: &Settings) -> Arguments {
+    let mut with = durable(settings.queue_type);
+    with.extend(arguments([
+        ("x-overflow", text("reject-publish")),
+        ("x-dead-letter-exchange", text(&settings.names().dead_inbox())),
+    ]));
+    match settings.queue_type {
+        // One level above normal: more levels cost up to 20 % of the broker's rate (measured 2026-11).
+        QueueKind::Classic => with.extend(arguments([("x-max-priority", Argument::Number(1))])),
+        _ => with.extend(arguments([
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-delivery-limit", Argument::Number(100)),
+        ])),
+    }
+    with
+}
+
 fn policies(settings: &Settings) -> Vec<Policy> {
     let prefix = settings.prefix.replace('.', "\\.");
     let number = |value: u64| Argument::Number(i64::try_from(value).unwrap_or(i64::MAX));
@@ -336,11 +349,13 @@ fn policies(settings: &Settings) -> Vec<Policy> {
         .iter()
         .map(|tier| Policy {
             name: format!("{}.request.{}", settings.prefix, tier.name),
-            pattern: format!("^{prefix}\\.request\\.[A-Za-z0-9_-]+\\.{}$", tier.name),
+            // Shards that the tier does not have (any more) too: what still waits in their queues must not wait for ever.
+            pattern: format!("^{prefix}\\.request\\.[A-Za-z0-9_-]+\\.{}(\\.[0-9]+)?$", tier.name),
             priority: 10,
+            // A tenant can fill its own shard only.
             definition: arguments([
-                ("max-length", number(tier.max_length)),
-                ("max-length-bytes", number(tier.max_length_bytes)),
+                ("max-length", number(tier.max_length.div_ceil(tier.shards.into()))),
+                ("max-length-bytes", number(tier.max_length_bytes.div_ceil(tier.shards.into()))),
                 ("message-ttl", number(tier.default_budget_ms)),
             ]),
         })
@@ -352,29 +367,4 @@ fn policies(settings: &Settings) -> Vec<Policy> {
         definition: arguments([("max-length", number(settings.dead_max_length))]),
     });
     policies
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What some broker from 3.10 to 4.3 refuses or ignores must not be declared.
-    #[test]
-    fn only_portable_objects_are_declared() {
-        for queue_type in [QueueKind::Quorum, QueueKind::Classic] {
-            let settings = Settings { queue_type, ..Settings::default() };
-            let mut topology = Topology::shared(&settings);
-            topology.extend(Topology::model(&settings, "digits"));
-            topology.extend(Topology::reply(&settings, "ann.x", std::time::Duration::from_secs(1)));
-            for queue in &topology.queues {
-                let argument = |name: &str| queue.arguments.get(name);
-                assert_eq!(argument("x-queue-type"), Some(&text(&queue.kind.to_string())), "{}", queue.name);
-                let overflow = if queue.name == "millrace.dead" { "drop-head" } else { "reject-publish" };
-                assert_eq!(argument("x-overflow"), Some(&text(overflow)), "{}", queue.name);
-                assert!(argument("x-queue-mode").is_none() && argument("x-queue-version").is_none());
-                assert!(argument("x-max-priority").is_none() || queue.kind == QueueKind::Classic);
-            }
-            assert_eq!(topology.exchanges.iter().filter(|e| e.kind == ExchangeKind::Direct).count(), 1);
-        }
-    }
 }

@@ -9,6 +9,9 @@ use crate::amqp::address::Address;
 use crate::amqp::topology::{Names, QueueKind};
 use crate::tier::Tier;
 
+/// Most shards of a tier: each is a queue on the broker and a consumer in every worker.
+pub const MAX_SHARDS: u16 = 64;
+
 /// `[broker]`: how to reach RabbitMQ.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -105,12 +108,19 @@ pub struct TierSettings {
     /// The largest part, from 0.01 to 1, of the fleet's time for a model that the tier may take, even where others leave it idle.
     #[serde(default = "whole")]
     pub max_share: f64,
-    /// Most messages waiting in a queue of this tier.
+    /// Most messages waiting in the queues of this tier and a model, its shards' parts alike.
     pub max_length: u64,
-    /// Most bytes waiting in a queue of this tier.
+    /// Most bytes waiting there.
     pub max_length_bytes: u64,
     /// Budget of a request that brings none.
     pub default_budget_ms: u64,
+    /// Queues that the tier's tenants are spread over, for each model.
+    #[serde(default = "one_shard")]
+    pub shards: u16,
+}
+
+fn one_shard() -> u16 {
+    1
 }
 
 fn whole() -> f64 {
@@ -127,6 +137,7 @@ impl Default for Topology {
             max_length: 100_000,
             max_length_bytes: 512 << 20,
             default_budget_ms: 3_600_000,
+            shards: one_shard(),
         };
         Self {
             prefix: "millrace".to_owned(),
@@ -176,6 +187,7 @@ impl Validate for Topology {
             within(&key("max_length"), tier.max_length, 1, 100_000_000)?;
             within(&key("max_length_bytes"), tier.max_length_bytes, 1 << 20, 1 << 42)?;
             within(&key("default_budget_ms"), tier.default_budget_ms, 1, 30 * 86_400_000)?;
+            within(&key("shards"), tier.shards.into(), 1, MAX_SHARDS.into())?;
             if self.tiers[..index].iter().any(|other| other.name == tier.name) {
                 return Err(Invalid::new(key("name"), &tier.name, "each tier once"));
             }

@@ -3,6 +3,8 @@
 //! What one worker hoards others cannot run: it takes what its instances run in a short time, by what they have run lately. A
 //! queue's messages are dealt in turn to all who have room, so a worker that is several times slower than another stands back:
 //! it is served when that one has its fill.
+//!
+//! Where a tier has shards, each has a part of the window: one tenant's backlog fills its own part only.
 
 use millrace_common::amqp::consumer::Demand;
 
@@ -40,9 +42,11 @@ pub struct Bounds {
     pub extra: u16,
     /// The time whose work they are, at most, microseconds.
     pub wait_us: u64,
+    /// Queues that it is all asked of, alike.
+    pub shards: u16,
 }
 
-/// What one route asks of the broker.
+/// What one route asks of the broker, of each of its queues.
 #[derive(Debug)]
 pub struct Tuner {
     bounds: Bounds,
@@ -107,17 +111,23 @@ impl Tuner {
         Some(self.demand)
     }
 
-    /// One batch running and one forming for each instance, and what they run while acknowledgements are on their way.
+    /// One batch running and one forming for each instance, and what they run while acknowledgements are on their way; each
+    /// shard's part of it, or a batch where that is more: one busy shard alone can still fill batches, and when many are busy
+    /// more is fetched than a tier without shards would ask for.
     fn prefetch(&self, loads: impl Iterator<Item = Load>) -> u16 {
         let rows = self.mean_rows.max(1.0);
-        let wanted = loads.map(|Load { instances, pace }| {
-            let batches = f64::from(pace.most_rows) * (instances + 1) as f64 / rows;
+        let (mut wanted, mut batch) = (0.0, 1.0_f64);
+        for Load { instances, pace } in loads {
+            let a_batch = f64::from(pace.most_rows) / rows;
             let a_request_us = pace.row_us.map(|row_us| row_us.max(1) as f64 * rows);
             let meanwhile = a_request_us.map_or(0.0, |us| (self.bounds.wait_us * instances) as f64 / us);
             // At least one to run and one to follow, however large they are.
-            batches.max((instances + 1) as f64).ceil() + meanwhile.min(self.bounds.extra.into()).floor()
-        });
-        wanted.sum::<f64>().clamp(1.0, f64::from(u16::MAX)) as u16
+            wanted += (a_batch * (instances + 1) as f64).max((instances + 1) as f64).ceil()
+                + meanwhile.min(self.bounds.extra.into()).floor();
+            batch = batch.max(a_batch.ceil());
+        }
+        let part = (wanted / f64::from(self.bounds.shards)).ceil();
+        part.max(batch).min(f64::from(u16::MAX)) as u16
     }
 }
 
@@ -134,7 +144,7 @@ fn priority(slowness: f64, before: i16) -> i16 {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { extra: 256, wait_us: 250_000 };
+    const BOUNDS: Bounds = Bounds { extra: 256, wait_us: 250_000, shards: 1 };
 
     fn load(most_rows: u32, row_us: u64) -> impl Iterator<Item = Load> {
         std::iter::once(Load { instances: 1, pace: Pace { most_rows, row_us: Some(row_us) } })
@@ -149,6 +159,22 @@ mod tests {
         assert_eq!(prefetch(1, 2_000_000), 2);
         let unknown = Load { instances: 2, pace: Pace { most_rows: 64, row_us: None } };
         assert_eq!(Tuner::new(BOUNDS, std::iter::once(unknown)).demand().prefetch, 192);
+    }
+
+    #[test]
+    fn shards_split_the_window_down_to_a_batch_each() {
+        let prefetch = |shards, most_rows, row_us| {
+            Tuner::new(Bounds { shards, ..BOUNDS }, load(most_rows, row_us)).demand().prefetch
+        };
+        for (most_rows, row_us) in [(64, 1), (4, 25_000), (1, 2_000_000), (1, 1)] {
+            let whole = prefetch(1, most_rows, row_us);
+            for shards in 1..=64 {
+                let part = prefetch(shards, most_rows, row_us);
+                assert!(part >= most_rows as u16 && part * shards >= whole, "{part} of {whole} for {shards}");
+                assert!(part == whole.div_ceil(shards) || part == most_rows as u16, "no more than it takes");
+            }
+        }
+        assert_eq!([2, 4, 8].map(|shards| prefetch(shards, 64, 1)), [192, 96, 64]);
     }
 
     #[test]

@@ -35,14 +35,14 @@ const BUDGET_UNIT: usize = 1024;
 /// Dead letters held at a time: 16 MiB, or one that is larger.
 pub const DEAD_BUDGET_UNITS: u32 = 16 << 10;
 
-/// One queue this worker consumes.
+/// One model and tier: a queue this worker consumes, or several where the tier has shards. They share a lane and its budget.
 #[derive(Debug)]
 pub struct Route {
     /// Model name.
     pub model: String,
     /// Tier number, highest first.
     pub tier: usize,
-    /// The only routing key that belongs in the queue.
+    /// The only routing key that belongs in its queues.
     pub routing_key: String,
     /// The budget of a request that names none.
     pub default_budget: Duration,
@@ -69,8 +69,10 @@ impl Route {
 
 /// What intake needs to know.
 pub struct Intake {
-    /// Routes by queue name.
-    pub routes: HashMap<String, Route>,
+    /// Routes.
+    pub routes: Vec<Route>,
+    /// The number of each queue's route.
+    pub queues: HashMap<String, usize>,
     /// What is served.
     pub catalogue: Arc<Catalogue>,
     /// Who else serves what.
@@ -95,7 +97,7 @@ pub struct Intake {
 
 impl Accept for Intake {
     async fn accept(&self, delivery: Delivery) {
-        let Some(route) = self.routes.get(&*delivery.queue) else {
+        let Some(route) = self.queues.get(&*delivery.queue).map(|&number| &self.routes[number]) else {
             return self.reap(delivery).await;
         };
         let (duty, meta) = match self.receive(route, delivery).await {
@@ -136,7 +138,7 @@ struct Prepared<'a> {
 impl Intake {
     /// Completes when no delivery is held any more: every duty is done and has given its budget back.
     pub async fn held(&self) {
-        for route in self.routes.values() {
+        for route in &self.routes {
             let all = route.budget.acquire_many(route.budget_units).await;
             drop(all);
         }

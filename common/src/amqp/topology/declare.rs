@@ -1,15 +1,22 @@
 //! Topology to broker.
 
 use futures_util::future::try_join_all;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind as LapinExchangeKind};
 
 use super::super::connection::{self, ConnectError, Connector};
-use super::{Argument, Arguments, Binding, Exchange, ExchangeKind, Queue, QueueKind, Topology};
+use super::{
+    Argument, Arguments, Binding, Exchange, ExchangeBinding, ExchangeKind, Queue, QueueKind, Stale, Topology,
+};
 
 /// Channels that declare side by side.
 const CHANNELS: usize = 8;
+/// The type of exchange that a plugin brings; the broker names it where it refuses it.
+const CONSISTENT_HASH: &str = "x-consistent-hash";
 
 /// An object the broker would not declare.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -21,7 +28,7 @@ pub struct DeclareError {
     pub reason: String,
 }
 
-/// Declares `topology` over a short connection of its own.
+/// Declares `topology` over a short connection of its own, then removes what is stale.
 ///
 /// # Errors
 /// [`ApplyError`].
@@ -61,7 +68,7 @@ pub enum ApplyError {
 }
 
 impl Topology {
-    /// Declares everything but policies. Declaring again what exists unchanged does nothing.
+    /// Declares everything but policies, then removes what is stale. Declaring again what exists unchanged does nothing.
     pub(in crate::amqp) async fn declare(&self, connection: &Connection) -> Result<(), DeclareError> {
         declare_exchanges(connection, &self.exchanges).await?;
         // Queues are the bulk, one for each model and tier, and the broker handles a channel's declarations one by one,
@@ -71,6 +78,12 @@ impl Topology {
         try_join_all(queues.map(|queues| declare_queues(connection, queues))).await?;
         let bindings = self.bindings.chunks(share(self.bindings.len()));
         try_join_all(bindings.map(|bindings| bind_queues(connection, bindings))).await?;
+        // After its own bindings: an exchange that requests come to must lead somewhere.
+        bind_exchanges(connection, &self.exchange_bindings).await?;
+        // Last: for a moment a request may take the old way and the new one, run twice, and its caller drops the second reply.
+        // The other order would return it meanwhile, and its caller would hear that nobody serves the model.
+        let stale = self.stale.chunks(share(self.stale.len()));
+        try_join_all(stale.map(|stale| remove(connection, stale))).await?;
         Ok(())
     }
 }
@@ -83,9 +96,10 @@ async fn declare_exchanges(connection: &Connection, exchanges: &[Exchange]) -> R
             ExchangeKind::Topic => LapinExchangeKind::Topic,
             ExchangeKind::Direct => LapinExchangeKind::Direct,
             ExchangeKind::Fanout => LapinExchangeKind::Fanout,
+            ExchangeKind::ConsistentHash => LapinExchangeKind::Custom(CONSISTENT_HASH.to_owned()),
         };
         channel
-            .exchange_declare(exchange.name.as_str().into(), kind, options, FieldTable::default())
+            .exchange_declare(exchange.name.as_str().into(), kind, options, table(&exchange.arguments))
             .await
             .map_err(|error| declined("exchange", &exchange.name, &error))?;
     }
@@ -124,6 +138,42 @@ async fn bind_queues(connection: &Connection, bindings: &[Binding]) -> Result<()
     Ok(())
 }
 
+async fn bind_exchanges(connection: &Connection, bindings: &[ExchangeBinding]) -> Result<(), DeclareError> {
+    let channel = open(connection).await?;
+    for binding in bindings {
+        channel
+            .exchange_bind(
+                binding.to.as_str().into(),
+                binding.from.as_str().into(),
+                binding.routing_key.as_str().into(),
+                ExchangeBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .map_err(|error| declined("binding of exchange", &binding.to, &error))?;
+    }
+    Ok(())
+}
+
+/// What does not exist is no error to the broker.
+async fn remove(connection: &Connection, stale: &[Stale]) -> Result<(), DeclareError> {
+    let channel = open(connection).await?;
+    for stale in stale {
+        match stale {
+            Stale::Exchange(name) => {
+                let deleted = channel.exchange_delete(name.as_str().into(), ExchangeDeleteOptions::default());
+                deleted.await.map_err(|error| declined("deletion of exchange", name, &error))?;
+            }
+            Stale::Binding(Binding { exchange, queue, routing_key }) => {
+                let (from, key) = (exchange.as_str().into(), routing_key.as_str().into());
+                let unbound = channel.queue_unbind(queue.as_str().into(), from, key, FieldTable::default());
+                unbound.await.map_err(|error| declined("unbinding of queue", queue, &error))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A channel of its own, closed when dropped. The broker ends it with the first refusal.
 async fn open(connection: &Connection) -> Result<Channel, DeclareError> {
     let opened = connection.create_channel().await;
@@ -134,6 +184,9 @@ fn declined(kind: &str, name: &str, error: &lapin::Error) -> DeclareError {
     let reason = error.to_string();
     let hint = if reason.contains("PRECONDITION") {
         "; it exists with other arguments: `millrace topology diff` shows them"
+    } else if reason.contains(CONSISTENT_HASH) {
+        "; shards need a plugin that RabbitMQ ships with: run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on \
+         every node of the broker"
     } else if reason.contains("ACCESS") {
         "; this user may not create it: let an operator run `millrace topology apply`"
     } else {

@@ -15,7 +15,8 @@ use crate::output;
 
 /// Create what is missing, and set the policies
 ///
-/// Exchanges, queues and bindings are declared over AMQP; existing ones are left as they are. Policies (limits that may change
+/// Exchanges, queues and bindings are declared over AMQP; existing ones are left as they are, but for the routes of another
+/// number of a tier's shards, which are taken away. Policies (limits that may change
 /// while queues live) and users go through RabbitMQ's management API. Applying twice changes nothing.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
@@ -61,7 +62,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
         "{} exchanges, {} queues, {} bindings are there{}",
         topology.exchanges.len(),
         topology.queues.len(),
-        topology.bindings.len(),
+        topology.bindings.len() + topology.exchange_bindings.len(),
         if models.is_empty() { String::new() } else { format!("; models: {}", join(&models)) },
     ))?;
     if arguments.no_policies {

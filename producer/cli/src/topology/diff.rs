@@ -36,6 +36,10 @@ count as `-`.
 What to do about `+` and about policies: `millrace topology apply`. A queue or exchange that differs cannot change while it \
 exists: drain it, delete it, apply. Delete what is marked `-` when nothing uses it any more.
 
+A tier that gets other `shards`: apply changes the routes and leaves the queues. Fewer than before: those marked `-` get no more \
+requests; keep a worker of the former configuration until they are empty (its number of messages is shown), then delete them. \
+What nobody takes from there is answered `deadline_exceeded` when its time is over.
+
 Examples:
   millrace topology diff
   millrace topology diff --models digits --management-url http://broker:15672
@@ -120,6 +124,7 @@ fn exchanges(wanted: &Topology, live: &Live, found: &mut Vec<Difference>) {
                 let kind = serde_json::to_value(exchange.kind).unwrap_or_default();
                 changed(found, format!("{what} type"), &Value::from(live.kind.as_str()), &kind);
                 changed(found, format!("{what} durable"), &live.durable.into(), &true.into());
+                entries(found, &what, &live.arguments, &exchange.arguments);
             }
         }
     }
@@ -141,19 +146,24 @@ fn queues(wanted: &Topology, live: &Live, found: &mut Vec<Difference>) {
     }
     let names: BTreeSet<&str> = wanted.queues.iter().map(|queue| queue.name.as_str()).collect();
     let extra = live.queues.iter().filter(|live| !names.contains(live.name.as_str()));
-    found.extend(extra.map(|live| Difference::Extra(format!("queue {}", live.name))));
+    found.extend(extra.map(|live| {
+        let holds = match live.messages {
+            0 => String::new(),
+            messages => format!(" ({messages} messages)"),
+        };
+        Difference::Extra(format!("queue {}{holds}", live.name))
+    }));
 }
 
 fn bindings(wanted: &Topology, live: &Live, found: &mut Vec<Difference>) {
-    let wanted: Vec<LiveBinding> = wanted
-        .bindings
-        .iter()
-        .map(|binding| LiveBinding {
-            source: binding.exchange.clone(),
-            destination: binding.queue.clone(),
-            routing_key: binding.routing_key.clone(),
-        })
-        .collect();
+    let binding = |from: &str, to: &str, key: &str| LiveBinding {
+        source: from.to_owned(),
+        destination: to.to_owned(),
+        routing_key: key.to_owned(),
+    };
+    let of_queues = wanted.bindings.iter().map(|it| binding(&it.exchange, &it.queue, &it.routing_key));
+    let of_exchanges = wanted.exchange_bindings.iter().map(|it| binding(&it.from, &it.to, &it.routing_key));
+    let wanted: Vec<LiveBinding> = of_queues.chain(of_exchanges).collect();
     let text = |binding: &LiveBinding| {
         let key = if binding.routing_key.is_empty() { "" } else { &format!(" by {}", binding.routing_key) };
         format!("binding {} -> {}{key}", binding.source, binding.destination)
@@ -244,6 +254,29 @@ mod tests {
                 "- binding millrace.retry.50 -> millrace.retry.50 by stray",
                 "~ policy millrace.request.premium max-length: 7 -> 100000",
                 "+ policy millrace.dead",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_other_shards_leave_is_shown_with_what_it_holds() {
+        let mut config = Config::load(None).unwrap();
+        let models = BTreeSet::from(["digits".to_owned()]);
+        config.topology.tiers[2].shards = 2;
+        let sharded = wanted::topology(&config, &models);
+        let mut broker = live(&sharded);
+        assert!(differences(&sharded, &broker).is_empty());
+        broker.queues.last_mut().unwrap().messages = 3;
+        let own = |line: &String| line.contains("digits");
+        assert_eq!(
+            lines(&broker).into_iter().filter(own).collect::<Vec<_>>(),
+            [
+                "- exchange millrace.shard.digits.free",
+                "- queue millrace.request.digits.free.1 (3 messages)",
+                "+ binding millrace.request -> millrace.request.digits.free by digits.free",
+                "- binding millrace.shard.digits.free -> millrace.request.digits.free by 1",
+                "- binding millrace.shard.digits.free -> millrace.request.digits.free.1 by 1",
+                "- binding millrace.request -> millrace.shard.digits.free by digits.free",
             ]
         );
     }

@@ -32,6 +32,8 @@ Examples:
   millrace topology export --models digits > definitions.json
   rabbitmqctl import_definitions definitions.json
 
+An import removes nothing. Where a tier's `shards` change, `millrace topology apply` takes the former routes away as well.
+
 Exit codes: 0, 2 wrong usage or configuration, 3 no broker.";
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> {
@@ -63,23 +65,25 @@ fn definitions(config: &Config, topology: &Topology, users: &[User]) -> Value {
         }
         value
     };
-    let exchange = |name: &str, kind| {
-        json!({"name": name, "vhost": vhost, "type": kind, "durable": true, "auto_delete": false, "internal": false,
+    let binding = |from: &str, to: &str, kind: &str, key: &str| {
+        json!({"source": from, "vhost": vhost, "destination": to, "destination_type": kind, "routing_key": key,
                "arguments": {}})
     };
+    let of_queues =
+        topology.bindings.iter().map(|it| binding(&it.exchange, &it.queue, "queue", &it.routing_key));
+    let of_exchanges =
+        topology.exchange_bindings.iter().map(|it| binding(&it.from, &it.to, "exchange", &it.routing_key));
     let mut definitions = json!({
         "vhosts": [{ "name": vhost }],
         "exchanges": topology.exchanges.iter()
-            .map(|it| exchange(&it.name, serde_json::to_value(it.kind).unwrap_or_default()))
+            .map(|it| json!({"name": it.name, "vhost": vhost, "type": it.kind, "durable": true, "auto_delete": false,
+                             "internal": false, "arguments": it.arguments}))
             .collect::<Vec<_>>(),
         "queues": topology.queues.iter()
             .map(|it| json!({"name": it.name, "vhost": vhost, "durable": true, "auto_delete": false,
                              "arguments": it.arguments}))
             .collect::<Vec<_>>(),
-        "bindings": topology.bindings.iter()
-            .map(|it| json!({"source": it.exchange, "vhost": vhost, "destination": it.queue,
-                             "destination_type": "queue", "routing_key": it.routing_key, "arguments": {}}))
-            .collect::<Vec<_>>(),
+        "bindings": of_queues.chain(of_exchanges).collect::<Vec<_>>(),
         "policies": topology.policies.iter()
             .map(|it| in_vhost(policy_json(it), json!({ "name": it.name })))
             .collect::<Vec<_>>(),
@@ -104,14 +108,15 @@ mod tests {
 
     #[test]
     fn definitions_hold_every_object_in_the_virtual_host() {
-        let config = Config::load(None).unwrap();
+        let mut config = Config::load(None).unwrap();
+        config.topology.tiers[0].shards = 2;
         let topology = wanted::topology(&config, &BTreeSet::from(["digits".to_owned()]));
         let users = users::all(&config).unwrap();
         let definitions = definitions(&config, &topology, &users);
         for (kind, count) in [
             ("exchanges", topology.exchanges.len()),
             ("queues", topology.queues.len()),
-            ("bindings", topology.bindings.len()),
+            ("bindings", topology.bindings.len() + 1),
             ("policies", topology.policies.len()),
             ("permissions", 3),
             ("topic_permissions", 6),
@@ -120,6 +125,14 @@ mod tests {
             assert_eq!(entries.len(), count, "{kind}");
             assert!(entries.iter().all(|entry| entry["vhost"] == "/"), "{kind}");
         }
+        let through = json!({"source": "millrace.request", "vhost": "/", "destination": "millrace.shard.digits.premium",
+            "destination_type": "exchange", "routing_key": "digits.premium", "arguments": {}});
+        assert!(definitions["bindings"].as_array().unwrap().contains(&through));
+        let sharding = &definitions["exchanges"].as_array().unwrap().last().unwrap();
+        assert_eq!(
+            (&sharding["type"], &sharding["arguments"]["hash-header"]),
+            (&json!("x-consistent-hash"), &json!("x-tenant"))
+        );
         assert_eq!(definitions["users"].as_array().unwrap().len(), 3);
     }
 }

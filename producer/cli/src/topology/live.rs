@@ -14,6 +14,8 @@ pub(crate) struct LiveExchange {
     #[serde(rename = "type")]
     pub(super) kind: String,
     pub(super) durable: bool,
+    #[serde(default)]
+    pub(super) arguments: Map<String, Value>,
 }
 
 /// A queue.
@@ -23,9 +25,12 @@ pub(crate) struct LiveQueue {
     pub(super) durable: bool,
     #[serde(default)]
     pub(super) arguments: Map<String, Value>,
+    /// The broker counts them now and then; a queue just declared has no number yet.
+    #[serde(default)]
+    pub(super) messages: u64,
 }
 
-/// A binding.
+/// A binding; no exchange of ours has the name of a queue that it leads to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct LiveBinding {
     pub(super) source: String,
@@ -103,14 +108,19 @@ pub(super) mod tests {
 
     /// What a broker with `topology` on it would answer.
     pub(in super::super) fn live(topology: &millrace_common::amqp::topology::Topology) -> Live {
-        let exchanges = topology.exchanges.iter().map(
-            |exchange| json!({"name": exchange.name, "type": exchange.kind, "durable": true, "vhost": "/"}),
-        );
+        let exchanges = topology.exchanges.iter().map(|exchange| {
+            json!({"name": exchange.name, "type": exchange.kind, "durable": true, "vhost": "/",
+                              "arguments": exchange.arguments})
+        });
         let queues = topology.queues.iter().map(
             |queue| json!({"name": queue.name, "durable": true, "arguments": queue.arguments, "node": "n"}),
         );
         let bindings = topology.bindings.iter().map(|binding| {
             json!({"source": binding.exchange, "destination": binding.queue, "destination_type": "queue",
+                   "routing_key": binding.routing_key, "arguments": {}})
+        });
+        let exchange_bindings = topology.exchange_bindings.iter().map(|binding| {
+            json!({"source": binding.from, "destination": binding.to, "destination_type": "exchange",
                    "routing_key": binding.routing_key, "arguments": {}})
         });
         let policies = topology.policies.iter().map(|policy| {
@@ -121,14 +131,15 @@ pub(super) mod tests {
         Live {
             exchanges: serde_json::from_value(read(exchanges.collect())).unwrap(),
             queues: serde_json::from_value(read(queues.collect())).unwrap(),
-            bindings: serde_json::from_value(read(bindings.collect())).unwrap(),
+            bindings: serde_json::from_value(read(bindings.chain(exchange_bindings).collect())).unwrap(),
             policies: serde_json::from_value(read(policies.collect())).unwrap(),
         }
     }
 
     #[test]
     fn what_comes_and_goes_is_not_compared() {
-        let queue = |name: &str| LiveQueue { name: name.into(), durable: true, arguments: Map::new() };
+        let queue =
+            |name: &str| LiveQueue { name: name.into(), durable: true, arguments: Map::new(), messages: 0 };
         let binding = |source: &str| LiveBinding {
             source: source.into(),
             destination: "millrace.request.m.free".into(),
