@@ -182,6 +182,21 @@ mod tests {
     }
 
     #[test]
+    fn shards_are_one_unless_given_and_bounded() {
+        let tier = "[[topology.tiers]]\nname = \"free\"\nweight = 1\nmax_length = 1\nmax_length_bytes = 1048576\n\
+                    default_budget_ms = 1\n";
+        let shards =
+            |given: &str| with(&format!("{tier}{given}")).map(|config| config.topology.tiers[0].shards);
+        assert_eq!(shards("").unwrap(), 1);
+        assert_eq!(shards("shards = 64").unwrap(), 64);
+        for (given, value) in [("shards = 0", "is 0"), ("shards = 65", "is 65")] {
+            let error = shards(given).unwrap_err().to_string();
+            assert!(error.contains("topology.tiers[0].shards") && error.contains(value), "{error}");
+            assert!(error.contains("from 1 to 64"), "{error}");
+        }
+    }
+
+    #[test]
     fn errors_name_key_value_and_remedy() {
         for (text, parts) in [
             ("worker.grace_seconds = 0", ["worker.grace_seconds", "0", "from 1 to 3600"]),

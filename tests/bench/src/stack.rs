@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{Connection, ConnectionProperties};
 use millrace_common::amqp::topology::{Names, Topology};
+use millrace_common::config::sections::TierSettings;
 use millrace_harness::process::WorkerProcess;
 use millrace_harness::{models, setup};
 use millrace_producer::{Client, Config};
@@ -84,13 +85,32 @@ impl<'a> Stack<'a> {
         Ok(slowed)
     }
 
+    /// What the environment cannot say of the topology: a file for workers.
+    fn tiers(&self) -> Result<PathBuf> {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for tier in self.config()?.topology.tiers {
+            let TierSettings { name, weight, max_length, max_length_bytes, default_budget_ms, shards } = tier;
+            writeln!(
+                text,
+                "[[topology.tiers]]\nname = \"{name}\"\nweight = {weight}\nmax_length = {max_length}\n\
+                 max_length_bytes = {max_length_bytes}\ndefault_budget_ms = {default_budget_ms}\nshards = {shards}"
+            )?;
+        }
+        let file = self.context.broker.directory().join(format!("{}.toml", self.prefix));
+        std::fs::write(&file, text)?;
+        Ok(file)
+    }
+
     fn spawn_worker(&self, more: &[(&str, &str)]) -> Result<WorkerProcess> {
         let url = self.context.broker.amqp_url();
+        let tiers = self.tiers()?.display().to_string();
         let queue_type = self.workload.queue_type.to_string();
         let [repository, library] =
             [self.repository.path(), &self.context.library].map(|path| path.display().to_string());
         let mut environment = vec![
             ("MILLRACE_AMQP_URL", url.as_str()),
+            ("MILLRACE_CONFIG", &tiers),
             ("MILLRACE__TOPOLOGY__PREFIX", &self.prefix),
             ("MILLRACE__TOPOLOGY__QUEUE_TYPE", &queue_type),
             ("MILLRACE__MODELS__REPOSITORY", &repository),
@@ -102,7 +122,7 @@ impl<'a> Stack<'a> {
 
     /// The configuration of its clients.
     pub(crate) fn config(&self) -> Result<Config> {
-        config(&self.context.broker.amqp_url(), &self.prefix, self.workload.queue_type)
+        config(&self.context.broker.amqp_url(), &self.prefix, self.workload)
     }
 
     /// One library client's work: a second of warm-up, then the benchmark's duration.

@@ -125,18 +125,21 @@ pub(crate) struct Workload {
     pub(crate) queue_type: QueueKind,
     /// Whether the client may join rows of different requests into one message, as it does by default.
     pub(crate) is_packed: bool,
+    /// Shards of every tier.
+    pub(crate) shards: u16,
 }
 
 impl Workload {
     /// Binary requests over quorum queues, each a message of its own.
     pub(crate) fn of(model: Model) -> Self {
-        Self { model, is_json: false, queue_type: QueueKind::Quorum, is_packed: false }
+        Self { model, is_json: false, queue_type: QueueKind::Quorum, is_packed: false, shards: 1 }
     }
 
     pub(crate) fn name(&self) -> String {
         let encoding = if self.is_json { "json" } else { "binary" };
         let packed = if self.is_packed { " packed" } else { "" };
-        format!("{} {encoding} {}{packed}", self.model.name(), self.queue_type)
+        let shards = if self.shards == 1 { String::new() } else { format!(" {} shards", self.shards) };
+        format!("{} {encoding} {}{packed}{shards}", self.model.name(), self.queue_type)
     }
 
     /// Requests in flight that keep a fleet of one worker busy.

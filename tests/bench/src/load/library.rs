@@ -4,17 +4,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use millrace_common::amqp::topology::QueueKind;
 use millrace_producer::{Client, Code, Config, Error, Request};
 
 use super::{Arrivals, Fate, Spec};
+use crate::workload::Workload;
 
 /// The configuration of a client of one stack.
-pub(crate) fn config(url: &str, prefix: &str, queue_type: QueueKind) -> Result<Config> {
+pub(crate) fn config(url: &str, prefix: &str, workload: Workload) -> Result<Config> {
     let mut config = Config::load(None)?;
     config.broker.addresses = vec![url.parse()?];
     config.topology.prefix = prefix.to_owned();
-    config.topology.queue_type = queue_type;
+    config.topology.queue_type = workload.queue_type;
+    config.topology.tiers.iter_mut().for_each(|tier| tier.shards = workload.shards);
     Ok(config)
 }
 
@@ -29,7 +30,7 @@ pub(super) struct Library {
 
 impl Library {
     pub(super) async fn connect(spec: &Spec) -> Result<Self> {
-        let mut config = config(&spec.url, &spec.prefix, spec.queue_type())?;
+        let mut config = config(&spec.url, &spec.prefix, spec.workload)?;
         if !spec.workload.is_packed {
             config.requests.pack_linger_us = 0;
         }

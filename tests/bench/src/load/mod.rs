@@ -16,7 +16,6 @@ mod tally;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use millrace_common::amqp::topology::QueueKind;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use library::config;
@@ -68,12 +67,6 @@ pub(crate) struct Spec {
     pub(crate) seed: u64,
     /// Exists once the client may start; holds the start in milliseconds since the epoch.
     pub(crate) go: PathBuf,
-}
-
-impl Spec {
-    pub(crate) fn queue_type(&self) -> QueueKind {
-        self.workload.queue_type
-    }
 }
 
 /// How a request ended.

@@ -43,7 +43,7 @@ pub(super) struct Raw {
 
 impl Raw {
     pub(super) async fn connect(spec: &Spec) -> Result<Self> {
-        let config = config(&spec.url, &spec.prefix, spec.queue_type())?;
+        let config = config(&spec.url, &spec.prefix, spec.workload)?;
         let names = config.topology.names();
         let connector = Connector::new(&config.broker, "raw")?;
         let user = connector.addresses()[0].user().to_owned();
