@@ -139,6 +139,9 @@ async fn bind_queues(connection: &Connection, bindings: &[Binding]) -> Result<()
 }
 
 async fn bind_exchanges(connection: &Connection, bindings: &[ExchangeBinding]) -> Result<(), DeclareError> {
+    if bindings.is_empty() {
+        return Ok(());
+    }
     let channel = open(connection).await?;
     for binding in bindings {
         channel

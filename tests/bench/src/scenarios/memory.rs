@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::load::config;
 use crate::plot::{Lines, Scale, Series};
 use crate::report::{Figure, Section};
-use millrace_common::amqp::topology::QueueKind;
+use crate::workload::{Model, Workload};
 
 const PREFIX: &str = "bench-memory";
 const TIERS: [&str; 3] = ["premium", "enterprise", "free"];
@@ -92,7 +92,8 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
 
 /// Requests served, and the worker's memory every second: seconds, MiB.
 async fn load(context: &Context, worker: u32, duration: Duration) -> Result<(u64, Vec<(f64, f64)>)> {
-    let client = Client::connect(config(&context.broker.amqp_url(), PREFIX, QueueKind::Quorum)?).await?;
+    let client =
+        Client::connect(config(&context.broker.amqp_url(), PREFIX, Workload::of(Model::Tiny))?).await?;
     let mut random = StdRng::seed_from_u64(17);
     let mut open = FuturesUnordered::new();
     let (mut served, mut samples) = (0u64, Vec::new());
