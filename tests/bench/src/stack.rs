@@ -90,10 +90,18 @@ impl<'a> Stack<'a> {
         use std::fmt::Write as _;
         let mut text = String::new();
         for tier in self.config()?.topology.tiers {
-            let TierSettings { name, weight, max_length, max_length_bytes, default_budget_ms, shards } = tier;
+            let TierSettings {
+                name,
+                weight,
+                max_share,
+                max_length,
+                max_length_bytes,
+                default_budget_ms,
+                shards,
+            } = tier;
             writeln!(
                 text,
-                "[[topology.tiers]]\nname = \"{name}\"\nweight = {weight}\nmax_length = {max_length}\n\
+                "[[topology.tiers]]\nname = \"{name}\"\nweight = {weight}\nmax_share = {max_share:?}\nmax_length = {max_length}\n\
                  max_length_bytes = {max_length_bytes}\ndefault_budget_ms = {default_budget_ms}\nshards = {shards}"
             )?;
         }
