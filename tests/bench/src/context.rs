@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::cli::Options;
+use crate::cpu::Steal;
 use crate::limits::raw_loop::RawLoop;
 
 pub(crate) struct Context {
@@ -18,6 +19,8 @@ pub(crate) struct Context {
     pub(crate) library: PathBuf,
     pub(crate) runtime: Runtime,
     pub(crate) options: Options,
+    /// Since the last report.
+    pub(crate) steal: Steal,
     raw: OnceCell<RawLoop>,
 }
 
@@ -25,7 +28,7 @@ impl Context {
     pub(crate) fn new(runtime: Runtime, options: Options) -> Result<Self> {
         let library = setup::onnxruntime()?;
         let broker = Broker::start(BrokerOptions::default())?;
-        Ok(Self { broker, library, runtime, options, raw: OnceCell::new() })
+        Ok(Self { broker, library, runtime, options, steal: Steal::start(), raw: OnceCell::new() })
     }
 
     /// A folder that is gone with the broker's, even if this process is killed.

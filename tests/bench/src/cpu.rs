@@ -1,5 +1,6 @@
 //! CPU time of processes, from the kernel.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 /// User and system time of a process so far, its ended threads included.
@@ -44,5 +45,32 @@ impl Meter {
     /// CPU time since the start, process by process.
     pub(crate) fn stop(&self) -> Vec<Duration> {
         self.start.iter().map(|&(pid, before)| of(pid).saturating_sub(before)).collect()
+    }
+}
+
+/// CPU time that the host gave to others while this machine wanted it.
+pub(crate) struct Steal(Cell<[u64; 2]>);
+
+impl Steal {
+    /// Counts from now.
+    pub(crate) fn start() -> Self {
+        Self(Cell::new(Self::read()))
+    }
+
+    /// The part of all CPU time since the last call; it counts from now again.
+    pub(crate) fn part(&self) -> f64 {
+        let now = Self::read();
+        let [stolen, all] = self.0.replace(now);
+        (now[0] - stolen) as f64 / (now[1] - all).max(1) as f64
+    }
+
+    /// Stolen and all, in ticks since the machine started; zeros where the system does not say.
+    fn read() -> [u64; 2] {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = stat.lines().next().unwrap_or_default();
+        // user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user already.
+        let ticks: Vec<u64> =
+            line.split_whitespace().skip(1).take(8).filter_map(|n| n.parse().ok()).collect();
+        [ticks.get(7).copied().unwrap_or(0), ticks.iter().sum()]
     }
 }

@@ -30,14 +30,15 @@ pub(crate) struct Section {
 }
 
 impl Section {
-    /// An empty part, headed by where and how its figures came about.
+    /// An empty part for what has been measured, headed by where and how its figures came about.
     pub(crate) fn new(scenario: Scenario, context: &Context) -> Self {
         let options = &context.options;
         let only =
             if options.only.is_empty() { String::new() } else { format!(" --only '{}'", options.only) };
         let head = format!(
-            "{}; RabbitMQ {}; commit {}; `cargo xtask bench -- {} --seconds {} --runs {}{only}`.",
+            "{}, of which the host gave {:.0} % to others meanwhile; RabbitMQ {}; commit {}; `cargo xtask bench -- {} --seconds {} --runs {}{only}`.",
             machine(),
+            100.0 * context.steal.part(),
             context.broker.version(),
             commit(),
             scenario.name(),
