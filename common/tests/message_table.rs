@@ -44,6 +44,7 @@ fn everything_but_the_identity_may_be_absent() {
         user_id: None,
         claimed_tenant: None,
         accepts_degraded: true,
+        replies_per_message: 1,
     };
     assert_eq!(read(&request()), expected);
     assert_eq!(expected.remaining(Duration::ZERO), None, "the tier's default holds");

@@ -220,7 +220,8 @@ impl Client {
             reply = &mut replied => early = Some(reply.map_err(|_| Error::Closed)?),
         }
         pass.taken();
-        Ok(Handle::alone((place, replied), early, (pass, away), (deadline, budget), self.clone()))
+        place.keep(pass);
+        Ok(Handle::alone((place, replied), early, away, (deadline, budget), self.clone()))
     }
 
     /// Whether replies outlive this client, so that a later one may have to tell whom they answer.

@@ -75,6 +75,7 @@ impl Gate {
             self.flows.insert(key.to_owned(), Flow { open: 1, taken: 0, window: None, answer_s: None });
             return Ok(Way { cuts: 0, is_probe: false, since: now, is_taken: false });
         };
+        flow.forget(now);
         let retry_after = flow.retry_after();
         let mut way = Way { cuts: 0, is_probe: false, since: now, is_taken: false };
         if let Some(window) = &mut flow.window {
@@ -162,7 +163,7 @@ impl Gate {
         }
     }
 
-    /// A request that had passed has ended: answered, refused or given up. A probe that ended without the broker's word makes room for
+    /// A request that had passed has ended: answered, refused, or given up by its caller, who may never have wanted an answer. A probe that ended without the broker's word makes room for
     /// another.
     pub(crate) fn ended(&mut self, key: &str, way: &Way, is_answered: bool, now: Instant) {
         let Some(flow) = self.flows.get_mut(key) else { return };
@@ -176,18 +177,15 @@ impl Gate {
             match &mut window.pause {
                 Some((_, until)) if way.is_probe && !way.is_taken => *until = (*until).min(now),
                 Some(_) => {}
-                None if is_answered => {
+                None if is_answered || way.is_taken => {
                     let growth =
                         if window.is_young { window.size } else { GROWTH.min(1.0 + window.size / 8.0) };
                     window.size += growth / window.size;
                 }
                 None => {}
             }
-            let rests = window.pause.map_or(window.held, |(_, until)| until);
-            if now.saturating_duration_since(rests) > QUIET {
-                flow.window = None;
-            }
         }
+        flow.forget(now);
         if flow.open == 0 && flow.window.is_none() {
             self.flows.remove(key);
         }
@@ -195,6 +193,15 @@ impl Gate {
 }
 
 impl Flow {
+    /// Drops a window that has held nothing back for long.
+    fn forget(&mut self, now: Instant) {
+        let Some(window) = &self.window else { return };
+        let rests = window.pause.map_or(window.held, |(_, until)| until);
+        if now.saturating_duration_since(rests) > QUIET {
+            self.window = None;
+        }
+    }
+
     /// About as long as those take that have passed.
     fn retry_after(&self) -> Duration {
         self.answer_s.map_or(FIRST_PAUSE, Duration::from_secs_f64).clamp(FIRST_PAUSE, LONGEST_PAUSE)

@@ -6,7 +6,6 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::client::publish::Pass;
 use crate::error::Error;
 use crate::packing::{Away, Part};
 use crate::replies::{Place, RawReply, Reply};
@@ -29,7 +28,6 @@ enum Source {
     Alone {
         replied: oneshot::Receiver<RawReply>,
         early: Option<Box<RawReply>>,
-        pass: Pass,
         _place: Place,
         _away: Option<Away>,
     },
@@ -41,11 +39,11 @@ impl Handle {
     pub(crate) fn alone(
         (place, replied): (Place, oneshot::Receiver<RawReply>),
         early: Option<RawReply>,
-        (pass, away): (Pass, Option<Away>),
+        away: Option<Away>,
         (deadline, budget): (Instant, Duration),
         client: Client,
     ) -> Self {
-        let source = Source::Alone { replied, early: early.map(Box::new), pass, _place: place, _away: away };
+        let source = Source::Alone { replied, early: early.map(Box::new), _place: place, _away: away };
         Self { source, deadline, budget, client }
     }
 
@@ -91,7 +89,7 @@ impl Handle {
         let Self { source, deadline, budget, client } = self;
         let in_time = |_| Error::DeadlineExceeded { budget };
         match source {
-            Source::Alone { mut replied, early, mut pass, .. } => {
+            Source::Alone { mut replied, early, .. } => {
                 let raw = match early {
                     Some(raw) => *raw,
                     None => {
@@ -99,7 +97,6 @@ impl Handle {
                         raw.map_err(|_| Error::Closed)?
                     }
                 };
-                pass.answered();
                 Ok(raw.decode(client.config().limits.into()).await)
             }
             Source::Packed(part) => {

@@ -24,8 +24,8 @@
 //! along axis 0 into one message, where the model allows it, and each still gets its own result or error (row packing, see
 //! `requests.pack_linger_us`).
 //!
-//! When the broker says that a queue is full, the client holds further requests of that model and tier back for a while and
-//! answers them at once with `overloaded` and the time to try again: see [`Error::Refused`].
+//! Once the broker has said that a queue is full, the client lets no more requests of that model and tier out than answers come
+//! back, and answers the others at once with `overloaded` and the time to try again: see [`Error::Refused`].
 //!
 //! Every request confirmed by the broker gets exactly one answer: a result or a typed [`Error`]. A request may run more
 //! than once (a worker may die after running it), but the second answer is dropped here.

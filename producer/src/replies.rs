@@ -14,6 +14,7 @@ use millrace_common::protocol::status::ErrorBody;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
+use crate::client::publish::Pass;
 use crate::error::Error;
 use crate::pack::{self, Entry};
 use crate::response::Response;
@@ -187,8 +188,16 @@ fn response(meta: &ReplyMeta, body: &Bytes, limits: &Limits) -> Result<InferResp
 /// The requests that wait, by id.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    waiting: Mutex<HashMap<String, oneshot::Sender<RawReply>>>,
+    waiting: Mutex<HashMap<String, Waiter>>,
     is_stopping: AtomicBool,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Waiter {
+    reply: oneshot::Sender<RawReply>,
+    /// Its way through the gate, once the broker has it: its answer makes room for another, whenever its caller looks at it.
+    pass: Option<Pass>,
 }
 
 /// A request's place among those that wait; dropping it gives the place up.
@@ -200,14 +209,25 @@ pub(crate) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.pending.lock().remove(&self.id);
+        let gone = self.pending.lock().remove(&self.id);
+        drop(gone);
+    }
+}
+
+impl Place {
+    /// Keeps the pass of a request that the broker has, until it is answered or given up.
+    pub(crate) fn keep(&self, mut pass: Pass) {
+        match self.pending.lock().get_mut(&self.id) {
+            Some(waiter) => waiter.pass = Some(pass),
+            None => pass.answered(),
+        }
     }
 }
 
 impl Pending {
     pub(crate) fn wait_for(self: &Arc<Self>, id: String) -> (Place, oneshot::Receiver<RawReply>) {
         let (sender, receiver) = oneshot::channel();
-        self.lock().insert(id.clone(), sender);
+        self.lock().insert(id.clone(), Waiter { reply: sender, pass: None });
         (Place { pending: Arc::clone(self), id }, receiver)
     }
 
@@ -218,7 +238,8 @@ impl Pending {
 
     /// Gives every waiting request up.
     pub(crate) fn give_up(&self) {
-        self.lock().clear();
+        let all = std::mem::take(&mut *self.lock());
+        drop(all);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -226,10 +247,14 @@ impl Pending {
     }
 
     fn take(&self, id: &str) -> Option<oneshot::Sender<RawReply>> {
-        self.lock().remove(id)
+        let Waiter { reply, pass } = self.lock().remove(id)?;
+        if let Some(mut pass) = pass {
+            pass.answered();
+        }
+        Some(reply)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<RawReply>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Waiter>> {
         // Single map operations; a panic cannot leave it half changed.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -243,7 +243,7 @@ impl Place<'_> {
     ) -> Result<Option<Padding>, StartError> {
         let Some(config) = &own.dynamic_batching.padding else { return Ok(None) };
         let padding = match is_shared {
-            true => Padding::new(config, signature),
+            true => Padding::new(config, own.dynamic_batching.max_padded_elements.is_some(), signature),
             false => Err(PaddingError::NotShared),
         };
         let (model, version) = (self.model.to_owned(), self.version);

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::catalogue::Catalogue;
 use crate::config::Config;
+use crate::inbound::clock::Clocks;
 use crate::inbound::demand::{Bounds, Load, Tuner};
 use crate::inbound::intake::{DEAD_BUDGET_UNITS, Intake, Route};
 use crate::job::{Settlement, Verdict};
@@ -92,7 +93,7 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         verdict_on_dead: reaper::verdict,
         dead_budget: Arc::new(Semaphore::new(DEAD_BUDGET_UNITS as usize)),
         sequence: AtomicU64::new(0),
-        clocks: Mutex::default(),
+        clocks: Mutex::new(Clocks::new(Instant::now(), now_ms())),
     });
     let consumers =
         ConsumerGroup::spawn(connector, "requests", Topology::default(), subscriptions, Arc::clone(&intake));

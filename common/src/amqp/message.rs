@@ -114,6 +114,8 @@ pub struct RequestMeta {
     pub claimed_tenant: Option<String>,
     /// Whether a degraded answer is welcome.
     pub accepts_degraded: bool,
+    /// Replies that the requester takes in one message, at most.
+    pub replies_per_message: u64,
 }
 
 /// Properties that cannot be a request's; the caller gets `invalid_input`.
@@ -163,6 +165,7 @@ impl RequestMeta {
             attempt: count(header::ATTEMPT)?.map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX)),
             user_id: properties.user_id().map(str::to_owned),
             claimed_tenant: properties.text(header::TENANT)?.map(str::to_owned),
+            replies_per_message: count(header::REPLIES_PER_MESSAGE)?.unwrap_or(1),
             accepts_degraded: properties.text(header::ACCEPT_DEGRADED)? != Some("no"),
         })
     }

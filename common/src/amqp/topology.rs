@@ -352,7 +352,7 @@ fn policies(settings: &Settings) -> Vec<Policy> {
             // Shards that the tier does not have (any more) too: what still waits in their queues must not wait for ever.
             pattern: format!("^{prefix}\\.request\\.[A-Za-z0-9_-]+\\.{}(\\.[0-9]+)?$", tier.name),
             priority: 10,
-            // A tenant can fill its own shard only.
+            // Whoever says truly who he is can fill his own shard only.
             definition: arguments([
                 ("max-length", number(tier.max_length.div_ceil(tier.shards.into()))),
                 ("max-length-bytes", number(tier.max_length_bytes.div_ceil(tier.shards.into()))),

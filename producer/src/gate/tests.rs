@@ -82,6 +82,36 @@ fn nothing_is_remembered_of_queues_with_nothing_under_way() {
     assert!(gate.flows.is_empty());
 }
 
+#[test]
+fn an_overload_of_long_ago_holds_nothing_back() {
+    let mut gate = Gate::default();
+    let now = Instant::now();
+    let mut ways: Vec<Way> = (0..20).map(|_| gate.admit("k", now).unwrap()).collect();
+    gate.taken("k", &mut ways[1]);
+    gate.refused("k", &mut ways[0], now, 0.5);
+    ways.iter().for_each(|way| gate.ended("k", way, false, now));
+    let admitted = |gate: &mut Gate, now| (0..100).filter(|_| gate.admit("k", now).is_ok()).count();
+    assert!(admitted(&mut gate, now) < 10);
+    assert_eq!(admitted(&mut gate, now + Duration::from_secs(3600)), 100);
+}
+
+#[test]
+fn whoever_wants_no_answers_is_let_through_as_the_broker_takes_them() {
+    let mut gate = Gate::default();
+    let mut now = Instant::now();
+    let mut way = gate.admit("k", now).unwrap();
+    now += gate.refused("k", &mut way, now, 0.5);
+    gate.ended("k", &way, false, now);
+    for round in 0..5 {
+        let ways: Vec<Way> = std::iter::from_fn(|| gate.admit("k", now).ok()).take(64).collect();
+        assert!(ways.len() >= (1 << round).min(64), "round {round}: {}", ways.len());
+        for mut way in ways {
+            gate.taken("k", &mut way);
+            gate.ended("k", &way, false, now);
+        }
+    }
+}
+
 /// A queue with room for so many, served at a steady rate, and clients who want three times of that.
 struct Queue {
     waiting: VecDeque<(usize, Way)>,

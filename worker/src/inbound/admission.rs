@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn padded_sizes_are_rounded_up_and_bound_the_rows() {
         let config = toml::from_str("values = { b = 0 }").unwrap();
-        let padding = Some(Padding::new(&config, &rules().signature).unwrap());
+        let padding = Some(Padding::new(&config, true, &rules().signature).unwrap());
         let admitted = |padding: &Option<Padding>, length| {
             let rules = Rules { padding: padding.clone(), max_padded_elements: Some(32), ..rules() };
             let inputs = vec![tensor("a", &[1, 2]), tensor("b", &[1, length])];

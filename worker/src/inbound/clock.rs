@@ -1,8 +1,8 @@
 //! How far requesters' clocks are from ours. Plain code; `now` is a parameter.
 //!
 //! The least time that a requester's messages seem to have been on their way, of late, is the distance of the clocks and the least
-//! time that the way takes. It is believed only where it cannot be a wait: below zero, or where the broker, by its own clock,
-//! would have dropped the message before it came.
+//! time that the way takes. It is believed only of messages that the broker, by its own clock, would have dropped before they came,
+//! and of those that seem to come from the future.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,13 +11,19 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_secs(30);
 /// Requesters remembered, at most; those beyond are taken at their word.
 const MOST: usize = 10_000;
-/// A message that seems to be so much later than the broker would have let it be shows a clock that was set.
+/// A requester publishes in order, and the broker drops what waits too long. A message that seems to have been published so much
+/// longer before another than that shows a clock that was set back. (What it has waited shows nothing: in a requester that sends more
+/// than the broker takes, messages wait for long before the broker's time for them begins.)
 const SET_MS: i64 = 1_000;
 
 /// The clocks of those who sent something of late, by reply key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Clocks {
+    /// Ours, which nobody sets: some instant, and the milliseconds since the epoch at it.
+    anchor: (Instant, u64),
     seen: HashMap<String, Seen>,
+    /// When old ones were last looked for.
+    swept: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -26,47 +32,56 @@ struct Seen {
     least: i64,
     before: i64,
     since: Instant,
+    /// When the latest was published, by its clock.
+    latest: i64,
 }
 
 impl Clocks {
-    /// How long a message has waited that was published at `published_ms` by the requester's clock and received at `received_ms` by
-    /// ours. `dropped_after` is the time after which the broker drops it, where it does.
-    pub fn waited(
-        &mut self,
-        requester: &str,
-        (published_ms, received_ms): (u64, u64),
-        dropped_after: Option<Duration>,
-        now: Instant,
-    ) -> Duration {
-        let seems =
-            i64::try_from(received_ms).unwrap_or(i64::MAX) - i64::try_from(published_ms).unwrap_or(i64::MAX);
-        let most =
-            dropped_after.map_or(i64::MAX, |after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
-        let least = self.least(requester, seems, most, now).unwrap_or(seems);
-        let distance = if least < 0 || least >= most { least } else { 0 };
+    /// Nobody is known; our clock says `now_ms` at `now`.
+    pub fn new(now: Instant, now_ms: u64) -> Self {
+        Self { anchor: (now, now_ms), seen: HashMap::new(), swept: None }
+    }
+
+    /// How long a message had waited at `now`, when it came, that was published at `published_ms` by the requester's clock, and that
+    /// the broker would have dropped after `most`.
+    pub fn waited(&mut self, requester: &str, published_ms: u64, most: Duration, now: Instant) -> Duration {
+        let (anchor, anchor_ms) = self.anchor;
+        let whole = |ms: u128| i64::try_from(ms).unwrap_or(i64::MAX);
+        let received = whole(u128::from(anchor_ms) + now.saturating_duration_since(anchor).as_millis());
+        let (published, most) = (whole(published_ms.into()), whole(most.as_millis()));
+        let seems = received.saturating_sub(published);
+        let least = self.least(requester, (published, seems), most, now).unwrap_or(seems);
+        let distance = if least < 0 || seems >= most { least } else { 0 };
         Duration::from_millis(seems.saturating_sub(distance).try_into().unwrap_or(0))
     }
 
-    fn least(&mut self, requester: &str, seems: i64, most: i64, now: Instant) -> Option<i64> {
+    fn least(
+        &mut self,
+        requester: &str,
+        (published, seems): (i64, i64),
+        most: i64,
+        now: Instant,
+    ) -> Option<i64> {
         let Some(seen) = self.seen.get_mut(requester) else {
-            if self.seen.len() >= MOST {
+            let is_due = |swept: Instant| now.saturating_duration_since(swept) >= WINDOW;
+            if self.seen.len() >= MOST && self.swept.is_none_or(is_due) {
+                self.swept = Some(now);
                 self.seen.retain(|_, seen| now.saturating_duration_since(seen.since) < 2 * WINDOW);
             }
             if self.seen.len() < MOST {
-                self.seen.insert(requester.to_owned(), Seen { least: seems, before: seems, since: now });
+                let seen = Seen { least: seems, before: seems, since: now, latest: published };
+                self.seen.insert(requester.to_owned(), seen);
             }
             return None;
         };
-        let was_set = seems.saturating_sub(seen.least.min(seen.before)) >= most.saturating_add(SET_MS);
-        if was_set {
-            (seen.least, seen.before, seen.since) = (seems, seems, now);
+        let is_set_back = published.saturating_add(most).saturating_add(SET_MS) <= seen.latest;
+        let is_forgotten = now.saturating_duration_since(seen.since) >= 2 * WINDOW;
+        if is_set_back || is_forgotten {
+            *seen = Seen { least: seems, before: seems, since: now, latest: published };
+        } else if now.saturating_duration_since(seen.since) >= WINDOW {
+            (seen.before, seen.least, seen.since) = (seen.least, seems, now);
         }
-        if now.saturating_duration_since(seen.since) >= WINDOW {
-            let is_old = now.saturating_duration_since(seen.since) >= 2 * WINDOW;
-            seen.before = if is_old { seems } else { seen.least };
-            (seen.least, seen.since) = (seems, now);
-        }
-        seen.least = seen.least.min(seems);
+        (seen.least, seen.latest) = (seen.least.min(seems), seen.latest.max(published));
         Some(seen.least.min(seen.before))
     }
 }
@@ -76,24 +91,30 @@ mod tests {
     use super::*;
 
     const BUDGET: Duration = Duration::from_millis(500);
-    /// Our clock.
+    /// Our clock when a test begins.
     const NOW: u64 = 1_000_000_000;
+
+    fn clocks() -> (Clocks, Instant) {
+        let now = Instant::now();
+        (Clocks::new(now, NOW), now)
+    }
 
     /// Messages that waited so many milliseconds, by a clock that is `skew` ahead of ours, and what is thought of them.
     fn thought(skew: i64, waits: &[u64]) -> Vec<u64> {
-        let (mut clocks, now) = (Clocks::default(), Instant::now());
+        let (mut clocks, now) = clocks();
         let waited = waits.iter().enumerate().map(|(number, wait)| {
             let received = NOW + number as u64;
             let published = (received - wait).checked_add_signed(skew).unwrap();
             let now = now + Duration::from_millis(number as u64);
-            clocks.waited("ann.key", (published, received), Some(BUDGET), now).as_millis() as u64
+            clocks.waited("ann.key", published, BUDGET, now).as_millis() as u64
         });
         waited.collect()
     }
 
     #[test]
     fn equal_clocks_are_believed() {
-        assert_eq!(thought(0, &[400, 1, 499, 520, 3]), [400, 1, 499, 520, 3]);
+        assert_eq!(thought(0, &[400, 1, 499, 520, 3]), [400, 1, 499, 519, 3]);
+        assert_eq!(thought(0, &[1, 2_000, 2_600]), [1, 1_999, 2_599], "as late as a requester may send");
         assert_eq!(thought(200, &[400, 1, 300]), [200, 0, 299], "as far as they are known");
     }
 
@@ -105,33 +126,32 @@ mod tests {
     }
 
     #[test]
+    fn clocks_less_far_apart_expire_nothing_either() {
+        assert_eq!(thought(-400, &[5, 150, 90]), [405, 145, 490]);
+    }
+
+    #[test]
     fn a_clock_that_is_set_is_noticed() {
-        let (mut clocks, now) = (Clocks::default(), Instant::now());
+        let (mut clocks, now) = clocks();
         let mut waited = |published, at: u64| {
-            let now = now + Duration::from_millis(at);
-            clocks.waited("ann.key", (published, NOW + at), Some(BUDGET), now).as_millis()
+            clocks.waited("ann.key", published, BUDGET, now + Duration::from_millis(at)).as_millis()
         };
         assert_eq!([waited(NOW, 2), waited(NOW + 10, 20)], [2, 10]);
         assert_eq!(waited(NOW - 60_000, 30), 0, "a minute back");
         assert_eq!(waited(NOW - 60_000 + 10, 140), 100);
         assert_eq!(waited(NOW + 70_000, 150), 0, "and forth");
-        assert_eq!(waited(NOW + 160, 160), 0);
-    }
-
-    #[test]
-    fn without_the_brokers_word_what_seems_late_is_late() {
-        let (mut clocks, now) = (Clocks::default(), Instant::now());
-        assert_eq!(clocks.waited("k", (NOW, NOW + 60_000), None, now), Duration::from_secs(60));
+        assert_eq!(waited(NOW + 160, 160), 0, "and back");
+        assert_eq!(waited(NOW + 170, 190), 20);
     }
 
     #[test]
     fn made_up_names_do_not_fill_memory() {
-        let (mut clocks, now) = (Clocks::default(), Instant::now());
+        let (mut clocks, now) = clocks();
         for name in 0..2 * MOST {
-            clocks.waited(&name.to_string(), (NOW, NOW), None, now);
+            clocks.waited(&name.to_string(), NOW, BUDGET, now);
         }
         assert_eq!(clocks.seen.len(), MOST);
-        clocks.waited("later", (NOW, NOW), None, now + 3 * WINDOW);
+        clocks.waited("later", NOW, BUDGET, now + 3 * WINDOW);
         assert_eq!(clocks.seen.len(), 1);
     }
 }

@@ -23,6 +23,8 @@ const AGREEING: u32 = 3;
 const STEP: f64 = 4.0;
 /// To come forward again it must be faster than the step by this.
 const MARGIN: f64 = 0.75;
+/// The shards' windows together may hold the batches and the work of so many times the time that one queue's may.
+const SHARDS_WAIT: u16 = 4;
 /// The lowest priority.
 const LOWEST: i32 = 10;
 
@@ -113,12 +115,12 @@ impl Tuner {
 
     /// One batch running and one forming for each instance, and what they run while acknowledgements are on their way.
     ///
-    /// Of that each shard has its part, but the batches at least: one busy shard alone can still fill them, and when many are busy
-    /// more is fetched than without shards. With one batch only, a lone tenant in one of eight shards was served 0.6 of what it
-    /// was without shards (2026-11).
+    /// Of that each shard has its part, but the batches at least, while those of all shards are not too long: one busy shard alone can
+    /// still fill them, and when many are busy more is fetched than without shards. With one batch only, a lone tenant in one of
+    /// eight shards was served 0.6 of what it was without shards (2026-11).
     fn prefetch(&self, loads: impl Iterator<Item = Load>) -> u16 {
         let rows = self.mean_rows.max(1.0);
-        let (mut all_batches, mut all_meanwhile) = (0.0, 0.0);
+        let (mut all_batches, mut all_meanwhile, mut too_long) = (0.0, 0.0, 0.0);
         for Load { instances, pace } in loads {
             let batches = f64::from(pace.most_rows) * (instances + 1) as f64 / rows;
             // At least one to run and one to follow, however large they are.
@@ -126,9 +128,12 @@ impl Tuner {
             let a_request_us = pace.row_us.map(|row_us| row_us.max(1) as f64 * rows);
             let meanwhile = a_request_us.map_or(0.0, |us| (self.bounds.wait_us * instances) as f64 / us);
             all_meanwhile += meanwhile.min(self.bounds.extra.into()).floor();
+            too_long += meanwhile * f64::from(SHARDS_WAIT);
         }
-        let part = (all_batches + all_meanwhile) / f64::from(self.bounds.shards);
-        part.ceil().max(all_batches).clamp(1.0, f64::from(u16::MAX)) as u16
+        let shards = f64::from(self.bounds.shards);
+        let part = (all_batches + all_meanwhile) / shards;
+        let least = all_batches.min((all_batches + too_long) / shards);
+        part.max(least).ceil().clamp(1.0, f64::from(u16::MAX)) as u16
     }
 }
 

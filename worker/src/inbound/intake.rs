@@ -177,6 +177,8 @@ impl Intake {
         let attempt = known.map_or(0, |meta| meta.attempt);
         let tenant = self.tenant(known);
         let mut duty = self.duty(delivery, reply_to.unwrap_or_default(), attempt, tenant, budget);
+        duty.replies_per_message =
+            known.map_or(1, |meta| u16::try_from(meta.replies_per_message).unwrap_or(u16::MAX));
         if let Some((reason, detail)) = hostile {
             duty.reply_to = None;
             return Err(Box::new((duty, Verdict::Dead { reason, detail })));
@@ -202,12 +204,7 @@ impl Intake {
             request_id: RequestMeta::identity(&delivery.properties).map(str::to_owned),
             correlation_id: delivery.properties.correlation_id().map(str::to_owned),
             reply_to,
-            replies_per_message: delivery
-                .properties
-                .count(header::REPLIES_PER_MESSAGE)
-                .ok()
-                .flatten()
-                .map_or(1, |most| u16::try_from(most).unwrap_or(u16::MAX)),
+            replies_per_message: 1,
             attempt,
             tenant,
             arrived: delivery.received,
@@ -281,15 +278,14 @@ impl Intake {
     /// How long a request had waited when it came.
     fn waited(&self, duty: &Duty, meta: &RequestMeta, received_ms: u64) -> Duration {
         let Some(published_ms) = meta.published_ms else { return Duration::ZERO };
-        match &duty.reply_to {
-            // What a worker has passed on tells the time by that worker's clock.
-            Some(reply_to) if !duty.original.properties.has_header(VERSION_HOPS) => {
-                let dropped_after = meta.budget.filter(|_| meta.has_expiration);
-                let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
-                clocks.waited(reply_to.as_str(), (published_ms, received_ms), dropped_after, duty.arrived)
-            }
-            _ => Duration::from_millis(received_ms.saturating_sub(published_ms)),
+        // What a worker has passed on tells the time by that worker's clock; and it is the broker's word that tells skew from wait.
+        let is_first_hand = !duty.original.properties.has_header(VERSION_HOPS);
+        let dropped_after = meta.budget.filter(|_| meta.has_expiration && is_first_hand);
+        if let (Some(reply_to), Some(most)) = (&duty.reply_to, dropped_after) {
+            let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+            return clocks.waited(reply_to.as_str(), published_ms, most, duty.arrived);
         }
+        Duration::from_millis(received_ms.saturating_sub(published_ms))
     }
 
     /// A pinned version that is not here: on to another worker after a pause, unless nobody has it.

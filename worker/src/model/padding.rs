@@ -60,6 +60,12 @@ pub enum PaddingError {
     /// A value for what is no such input.
     #[error("dynamic_batching.padding.values: `{0}` is no input with dynamic inner dimensions")]
     Unknown(String),
+    /// Small requests of which padding may make a batch of any size.
+    #[error(
+        "dynamic_batching.padding.buckets: input `{0}` has several dynamic inner dimensions, so a long and narrow row and a short and \
+         wide one may share a bucket and become far larger together; set dynamic_batching.max_padded_elements"
+    )]
+    Unbounded(String),
     /// An input whose elements cannot be made up.
     #[error("dynamic_batching.padding.values: input `{name}` is {found}, which cannot be padded")]
     Input {
@@ -114,16 +120,26 @@ struct Tie {
 }
 
 impl Padding {
-    /// Fits the configuration to a model's inputs and outputs.
+    /// Fits the configuration to a model's inputs and outputs. `is_bounded` is whether batches have a budget of elements.
     ///
     /// # Errors
     /// [`PaddingError`].
-    pub fn new(config: &PaddingConfig, signature: &Signature) -> Result<Self, PaddingError> {
+    pub fn new(
+        config: &PaddingConfig,
+        is_bounded: bool,
+        signature: &Signature,
+    ) -> Result<Self, PaddingError> {
         let is_open = |name: &String| {
             signature.inputs.iter().any(|slot| slot.name == *name && slot.open().next().is_some())
         };
         if let Some(unknown) = config.values.keys().find(|name| !is_open(name)) {
             return Err(PaddingError::Unknown(unknown.clone()));
+        }
+        let is_wide = |slot: &&Slot| slot.open().count() > 1;
+        if let (false, false, Some(slot)) =
+            (is_bounded, config.buckets.is_empty(), signature.inputs.iter().find(is_wide))
+        {
+            return Err(PaddingError::Unbounded(slot.name.clone()));
         }
         let elements = signature.inputs.iter().map(|slot| element(config, slot)).collect::<Result<_, _>>()?;
         let mut ties = Vec::new();
@@ -260,7 +276,7 @@ mod tests {
     #[test]
     fn outputs_are_cut_by_the_names_of_their_dimensions() {
         let signature = text_model(Datatype::Int64, slot("states", Datatype::Fp32, &["length", "384"]));
-        let padding = Padding::new(&config("values = { ids = -1, mask = -inf }"), &signature).unwrap();
+        let padding = Padding::new(&config("values = { ids = -1, mask = -inf }"), false, &signature).unwrap();
         assert_eq!(padding.element(0), Some((-1i64).to_le_bytes().as_slice()));
         assert_eq!(padding.element(1), Some([0x00, 0xfc].as_slice()));
         let cut = |output| {
@@ -311,7 +327,8 @@ mod tests {
             ),
         ];
         for (values, ids, output, part) in cases {
-            let error = Padding::new(&config(values), &text_model(ids, output)).unwrap_err().to_string();
+            let error =
+                Padding::new(&config(values), false, &text_model(ids, output)).unwrap_err().to_string();
             assert!(error.contains(part), "`{error}` lacks `{part}`");
         }
     }

@@ -23,6 +23,9 @@ const RETURNED_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between publishes that had no answer or were refused.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
 
+/// What the head of a bundle says of one reply, about.
+const HEAD_BYTES: usize = 300;
+
 /// Settles duties over one publisher.
 pub struct Settler {
     publisher: Publisher,
@@ -210,7 +213,8 @@ fn acknowledge(duty: Duty) {
 fn held(errand: &Errand) -> usize {
     match errand {
         Errand::Replies(_, replies) => {
-            2 * replies.iter().map(|(_, answer)| answer.body.bytes.len()).sum::<usize>()
+            let bodies: usize = replies.iter().map(|(_, answer)| answer.body.bytes.len()).sum();
+            2 * bodies + replies.len() * HEAD_BYTES
         }
         Errand::One(settlement) => match &settlement.1 {
             Verdict::Reply(answer) => answer.body.bytes.len(),

@@ -11,6 +11,8 @@ const OUTLIER: f64 = 4.0;
 /// What a batch more leaves of the measurements before it, where every moment counts: a core that is taken away every now and then,
 /// as by a quota, is missing all the same.
 const KEEP: f64 = 0.98;
+/// A batch that took longer than this many times the mean counts as that: what happens once says little of a machine.
+const ONCE: f64 = 50.0;
 /// How far larger sizes follow a smaller one that turns out cheaper. A size priced too high once would never run again, and so
 /// never be measured again.
 const FOLLOW: f64 = 0.02;
@@ -35,7 +37,8 @@ struct Mean {
 
 impl Mean {
     fn add(&mut self, micros: f64, rows: u32) {
-        self.micros = KEEP * self.micros + micros;
+        let most = self.per_row().map_or(f64::MAX, |known| ONCE * known * f64::from(rows));
+        self.micros = KEEP * self.micros + micros.min(most);
         self.rows = KEEP * self.rows + f64::from(rows);
     }
 

@@ -187,7 +187,8 @@ impl<W: Waiting> Scheduler<W> {
                 // Whoever waits for company must not miss a deadline for it.
                 let due = self.latest_start(serves, &key, rows).map_or(due, |latest| latest.min(due));
                 if due > now {
-                    Next::WaitUntil(due)
+                    // A tier that rests may have a full batch.
+                    Next::WaitUntil(opens.map_or(due, |opens| opens.min(due)))
                 } else {
                     self.form(serves, &key, enough, self.costs.per_row(rows), now)
                 }

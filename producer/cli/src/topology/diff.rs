@@ -36,7 +36,10 @@ count as `-`.
 What to do about `+` and about policies: `millrace topology apply`. A queue or exchange that differs cannot change while it \
 exists: drain it, delete it, apply. Delete what is marked `-` when nothing uses it any more.
 
-A tier that gets other `shards`: apply changes the routes and leaves the queues. Fewer than before: those marked `-` get no more \
+A tier that gets other `shards`: first the clients' configuration (the header does no harm), then apply, then restart the workers at \
+once, all with the same number and `declare = false`; two numbers at a time, or a worker of a release without shards, route some \
+requests twice or not at all until the next apply. Shards have their part of the limits: what waits in the first may be above its \
+own for a while, and is refused until then. Apply changes the routes and leaves the queues. Fewer than before: those marked `-` get no more \
 requests; keep a worker of the former configuration until they are empty (its number of messages is shown), then delete them. \
 What nobody takes from there is answered `deadline_exceeded` when its time is over.
 

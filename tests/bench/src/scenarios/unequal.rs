@@ -18,7 +18,7 @@ const FACTOR: u32 = 10;
 /// Offered while latency is measured, of the fast worker's capacity.
 const LOAD: f64 = 0.5;
 /// The workers have got to know each other by then.
-const SETTLING: Duration = Duration::from_secs(10);
+const SETTLING: Duration = Duration::from_secs(20);
 /// The loaded part lasts so many times the benchmark's duration: a 99th percentile needs hundreds of requests.
 const LENGTH: u32 = 3;
 
