@@ -114,8 +114,17 @@ mod tests {
     #[test]
     fn equal_clocks_are_believed() {
         assert_eq!(thought(0, &[400, 1, 499, 520, 3]), [400, 1, 499, 519, 3]);
-        assert_eq!(thought(0, &[1, 2_000, 2_600]), [1, 1_999, 2_599], "as late as a requester may send");
         assert_eq!(thought(200, &[400, 1, 300]), [200, 0, 299], "as far as they are known");
+    }
+
+    #[test]
+    fn whoever_sends_more_than_the_broker_takes_is_late_indeed() {
+        let (mut clocks, now) = clocks();
+        let mut waited = |published: u64, wait: u64| {
+            let now = now + Duration::from_millis(published + wait);
+            clocks.waited("ann.key", NOW + published, BUDGET, now).as_millis()
+        };
+        assert_eq!([waited(0, 1), waited(10, 2_000), waited(20, 2_600)], [1, 1_999, 2_599]);
     }
 
     #[test]

@@ -176,10 +176,22 @@ mod tests {
             let (whole, batches) = (prefetch(1, most_rows, row_us), 2 * most_rows as u16);
             for shards in 1..=64 {
                 let part = prefetch(shards, most_rows, row_us);
-                assert_eq!(part, whole.div_ceil(shards).max(batches), "{shards} shards of {whole}");
+                assert!(part >= whole.div_ceil(shards), "{shards} shards of {whole}: {part}");
+                assert!(part <= whole.div_ceil(shards).max(batches), "{shards} shards of {whole}: {part}");
+                // Batches, and a second's work.
+                let most = u64::from(batches) + 1_000_000 / row_us + u64::from(shards);
+                assert!(
+                    u64::from(part) * u64::from(shards) <= most.max(whole.into()),
+                    "{shards} windows of {part}"
+                );
             }
         }
         assert_eq!([2, 4, 8].map(|shards| prefetch(shards, 64, 1)), [192, 128, 128]);
+        assert_eq!(
+            [2, 8, 64].map(|shards| prefetch(shards, 1, 2_000_000)),
+            [2, 1, 1],
+            "a slow model is not hoarded"
+        );
     }
 
     #[test]
