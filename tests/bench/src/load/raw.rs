@@ -18,9 +18,12 @@ use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
 use millrace_common::protocol::codec::{Encoding, encode_request};
 use millrace_common::tier::Tier;
 use millrace_producer::{InferRequest, Parameter};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::{Fate, Spec, config};
+
+/// Publishes without the broker's word at a time: a client that takes on more only queues them up itself.
+const UNCONFIRMED: usize = 512;
 
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Fate>>>>;
 
@@ -37,6 +40,7 @@ pub(super) struct Raw {
     /// How long a reply is awaited.
     patience: Duration,
     skew_ms: i64,
+    unconfirmed: Semaphore,
     next: AtomicU64,
     waiting: Waiting,
 }
@@ -85,16 +89,20 @@ impl Raw {
             body,
             patience: spec.deadline + spec.give_up,
             skew_ms: spec.skew_ms,
+            unconfirmed: Semaphore::new(UNCONFIRMED),
             next: AtomicU64::new(0),
             waiting,
         })
     }
 
     pub(super) async fn send(&self) -> Fate {
+        let Ok(place) = self.unconfirmed.try_acquire() else { return Fate::Unsent };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, replied) = oneshot::channel();
         lock(&self.waiting).insert(number, sender);
-        let fate = match self.publish(number).await {
+        let published = self.publish(number).await;
+        drop(place);
+        let fate = match published {
             Ok(Confirmation::Ack(None)) => match tokio::time::timeout(self.patience, replied).await {
                 Ok(Ok(fate)) => fate,
                 _ => Fate::Unanswered,
