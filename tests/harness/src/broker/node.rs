@@ -121,6 +121,8 @@ fn environment(dir: &Path, ports: &Ports, options: &BrokerOptions) -> BTreeMap<&
     let inside = |name: &str| dir.join(name).to_string_lossy().into_owned();
     let mut variables = BTreeMap::from([
         ("HOME", inside("home")),
+        // A node killed while it starts would leave it in the working directory.
+        ("ERL_CRASH_DUMP", inside("erl_crash.dump")),
         ("ERL_EPMD_PORT", ports.epmd.to_string()),
         ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_NODENAME", format!("millrace{}@localhost", ports.amqp)),
