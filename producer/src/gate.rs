@@ -56,9 +56,9 @@ struct Window {
 
 /// A request's way through the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Way {
+pub(crate) struct Admission {
     cuts: u64,
-    pub(crate) is_probe: bool,
+    is_probe: bool,
     since: Instant,
     is_taken: bool,
 }
@@ -70,16 +70,16 @@ impl Gate {
     ///
     /// # Errors
     /// The time after which another try makes sense.
-    pub(crate) fn admit(&mut self, key: &str, now: Instant) -> Result<Way, Duration> {
+    pub(crate) fn admit(&mut self, key: &str, now: Instant) -> Result<Admission, Duration> {
         let Some(flow) = self.flows.get_mut(key) else {
             self.flows.insert(key.to_owned(), Flow { open: 1, taken: 0, window: None, answer_s: None });
-            return Ok(Way { cuts: 0, is_probe: false, since: now, is_taken: false });
+            return Ok(Admission { cuts: 0, is_probe: false, since: now, is_taken: false });
         };
         flow.forget(now);
         let retry_after = flow.retry_after();
-        let mut way = Way { cuts: 0, is_probe: false, since: now, is_taken: false };
+        let mut admission = Admission { cuts: 0, is_probe: false, since: now, is_taken: false };
         if let Some(window) = &mut flow.window {
-            way.cuts = window.cuts;
+            admission.cuts = window.cuts;
             if let Some((_, until)) = &mut window.pause {
                 let left = until.saturating_duration_since(now);
                 if !left.is_zero() {
@@ -87,20 +87,21 @@ impl Gate {
                     return Err(left);
                 }
                 *until = now + PROBE_PATIENCE;
-                way.is_probe = true;
+                admission.is_probe = true;
             } else if flow.open as f64 >= window.size {
                 window.held = now;
                 return Err(retry_after);
             }
         }
         flow.open += 1;
-        Ok(way)
+        Ok(admission)
     }
 
     /// Whether a request that has passed is to be held back after all, before it is sent: those before it were refused meanwhile.
-    pub(crate) fn holds_back(&self, key: &str, way: &Way, now: Instant) -> Option<Duration> {
+    pub(crate) fn holds_back(&self, key: &str, admission: &Admission, now: Instant) -> Option<Duration> {
         let flow = self.flows.get(key)?;
-        let window = flow.window.as_ref().filter(|window| window.cuts != way.cuts && !way.is_probe)?;
+        let window =
+            flow.window.as_ref().filter(|window| window.cuts != admission.cuts && !admission.is_probe)?;
         match window.pause {
             Some((_, until)) => Some(until.saturating_duration_since(now).max(FIRST_PAUSE)),
             None => (flow.open as f64 > window.size).then(|| flow.retry_after()),
@@ -117,7 +118,13 @@ impl Gate {
     }
 
     /// The broker refused a request. `jitter`, from 0 to 1, keeps clients from probing all at once. Returns when to try again.
-    pub(crate) fn refused(&mut self, key: &str, way: &mut Way, now: Instant, jitter: f64) -> Duration {
+    pub(crate) fn refused(
+        &mut self,
+        key: &str,
+        admission: &mut Admission,
+        now: Instant,
+        jitter: f64,
+    ) -> Duration {
         let Some(flow) = self.flows.get_mut(key) else { return FIRST_PAUSE };
         let retry_after = flow.retry_after();
         let pause = |refusals: u32| {
@@ -133,10 +140,10 @@ impl Gate {
             held: now,
         });
         window.held = now;
-        if std::mem::take(&mut way.is_probe) {
+        if std::mem::take(&mut admission.is_probe) {
             window.cuts += 1;
             window.pause = pause(window.pause.map_or(0, |(refusals, _)| refusals));
-        } else if way.cuts == window.cuts || is_new {
+        } else if admission.cuts == window.cuts || is_new {
             window.cuts += 1;
             window.is_young = false;
             window.size = (taken as f64 * CUT).max(1.0);
@@ -151,33 +158,33 @@ impl Gate {
     }
 
     /// The broker took a request. Where that was a probe there is room again.
-    pub(crate) fn taken(&mut self, key: &str, way: &mut Way) {
+    pub(crate) fn taken(&mut self, key: &str, admission: &mut Admission) {
         let Some(flow) = self.flows.get_mut(key) else { return };
-        if !std::mem::replace(&mut way.is_taken, true) {
+        if !std::mem::replace(&mut admission.is_taken, true) {
             flow.taken += 1;
         }
-        if let Some(window) = flow.window.as_mut().filter(|_| std::mem::take(&mut way.is_probe)) {
+        if let Some(window) = flow.window.as_mut().filter(|_| std::mem::take(&mut admission.is_probe)) {
             window.pause = None;
             window.is_young = true;
             window.size = FIRST_WINDOW;
         }
     }
 
-    /// A request that had passed has ended: answered, refused, or given up by its caller, who may never have wanted an answer. A probe that ended without the broker's word makes room for
-    /// another.
-    pub(crate) fn ended(&mut self, key: &str, way: &Way, is_answered: bool, now: Instant) {
+    /// A request that had passed has ended: answered, refused, or given up by its caller, who may never have wanted an answer. A
+    /// probe that ended without the broker's word makes room for another.
+    pub(crate) fn ended(&mut self, key: &str, admission: &Admission, is_answered: bool, now: Instant) {
         let Some(flow) = self.flows.get_mut(key) else { return };
         flow.open = flow.open.saturating_sub(1);
-        flow.taken = flow.taken.saturating_sub(way.is_taken.into());
+        flow.taken = flow.taken.saturating_sub(admission.is_taken.into());
         if is_answered {
-            let took = now.saturating_duration_since(way.since).as_secs_f64();
+            let took = now.saturating_duration_since(admission.since).as_secs_f64();
             flow.answer_s = Some(flow.answer_s.map_or(took, |known| known + WEIGHT * (took - known)));
         }
         if let Some(window) = &mut flow.window {
             match &mut window.pause {
-                Some((_, until)) if way.is_probe && !way.is_taken => *until = (*until).min(now),
+                Some((_, until)) if admission.is_probe && !admission.is_taken => *until = (*until).min(now),
                 Some(_) => {}
-                None if is_answered || way.is_taken => {
+                None if is_answered || admission.is_taken => {
                     let growth =
                         if window.is_young { window.size } else { GROWTH.min(1.0 + window.size / 8.0) };
                     window.size += growth / window.size;

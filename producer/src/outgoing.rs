@@ -30,7 +30,6 @@ pub(crate) struct Outgoing {
 }
 
 /// Where a request goes.
-#[derive(Clone)]
 pub(crate) struct Route {
     pub(crate) key: String,
     is_sharded: bool,

@@ -16,6 +16,8 @@ use super::properties::{OddHeader, Properties};
 pub const CONTENT_TYPE: &str = "application/vnd.millrace.replies";
 /// Replies in a bundle, at most.
 pub const MOST_REPLIES: usize = 1024;
+/// What the head says of one reply takes about so many bytes.
+pub const HEAD_BYTES: usize = 300;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Head<'a> {
@@ -72,7 +74,7 @@ pub fn write(worker: &str, replies: &[(ReplyMeta, Bytes)]) -> (Properties, Bytes
     let entries = replies.iter().map(|(meta, body)| Entry::of(meta, body.len()));
     let head = Head { worker: worker.into(), replies: entries.collect() };
     let bodies: usize = replies.iter().map(|(_, body)| body.len()).sum();
-    let mut bytes = Vec::with_capacity(bodies + 300 * replies.len());
+    let mut bytes = Vec::with_capacity(bodies + HEAD_BYTES * replies.len());
     serde_json::to_writer(&mut bytes, &head).expect("text and numbers serialize");
     let head_length = bytes.len();
     replies.iter().for_each(|(_, body)| bytes.extend_from_slice(body));

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Client;
 use crate::error::Error;
-use crate::gate::{Gate, Way};
+use crate::gate::{Admission, Gate};
 use crate::outgoing::Outgoing;
 
 /// The part of its budget that a request may wait for room to be published: one in so many.
@@ -22,8 +22,8 @@ impl Client {
     /// Lets a request through the gate.
     pub(super) fn admit(&self, routing_key: &str) -> Result<Pass, Error> {
         let admitted = self.gate().admit(routing_key, Instant::now().into_std());
-        let way = admitted.map_err(|pause| full(routing_key, pause))?;
-        Ok(Pass { client: self.clone(), routing_key: routing_key.to_owned(), way, is_answered: false })
+        let admission = admitted.map_err(|pause| full(routing_key, pause))?;
+        Ok(Pass { client: self.clone(), routing_key: routing_key.to_owned(), admission, is_answered: false })
     }
 
     /// Waits for room to publish, a part of the budget at most while the broker is there: what waits here for most of its time
@@ -121,14 +121,14 @@ impl Client {
 pub(crate) struct Pass {
     client: Client,
     routing_key: String,
-    way: Way,
+    admission: Admission,
     is_answered: bool,
 }
 
 impl Pass {
     /// The broker has it.
     pub(super) fn taken(&mut self) {
-        self.client.gate().taken(&self.routing_key, &mut self.way);
+        self.client.gate().taken(&self.routing_key, &mut self.admission);
     }
 
     /// Its answer is here.
@@ -139,21 +139,21 @@ impl Pass {
     fn refused(&mut self) -> Duration {
         self.client.gate().refused(
             &self.routing_key,
-            &mut self.way,
+            &mut self.admission,
             Instant::now().into_std(),
             rand::random(),
         )
     }
 
     fn is_held_back(&self) -> Option<Duration> {
-        self.client.gate().holds_back(&self.routing_key, &self.way, Instant::now().into_std())
+        self.client.gate().holds_back(&self.routing_key, &self.admission, Instant::now().into_std())
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
         let now = Instant::now().into_std();
-        self.client.gate().ended(&self.routing_key, &self.way, self.is_answered, now);
+        self.client.gate().ended(&self.routing_key, &self.admission, self.is_answered, now);
     }
 }
 

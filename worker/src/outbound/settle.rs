@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use millrace_common::amqp::bundle::HEAD_BYTES;
 use millrace_common::amqp::message::ReplyKey;
 use millrace_common::amqp::publisher::{Message, Outcome, Publisher};
 use tokio::sync::mpsc;
@@ -22,9 +23,6 @@ use crate::job::{Answer, Duty, Settlement, Verdict};
 const RETURNED_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between publishes that had no answer or were refused.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
-
-/// What the head of a bundle says of one reply, about.
-const HEAD_BYTES: usize = 300;
 
 /// Settles duties over one publisher.
 pub struct Settler {
