@@ -171,7 +171,7 @@ impl Client {
     /// Dropping the future gives the result up. The request may still run.
     pub async fn infer(&self, request: Request) -> Result<Response, Error> {
         let handle = match self.way(request, false) {
-            Way::Alone(request, away) => self.submit_alone(request, away).await?,
+            Way::Alone(request, away) => tokio::task::unconstrained(self.submit_alone(request, away)).await?,
             Way::Packed(_, handle) => handle,
         };
         handle.outcome().await
@@ -185,13 +185,17 @@ impl Client {
     /// # Errors
     /// [`Error::Invalid`], [`Error::Refused`], [`Error::UnknownOutcome`], [`Error::DeadlineExceeded`] or [`Error::Closed`].
     pub async fn submit(&self, request: Request) -> Result<Handle, Error> {
-        match self.way(request, true) {
-            Way::Alone(request, away) => self.submit_alone(request, away).await,
-            Way::Packed(taken, handle) => match tokio::time::timeout_at(handle.deadline(), taken).await {
-                Ok(Ok(())) => Ok(handle),
-                _ => Err(handle.refusal().await),
-            },
-        }
+        // As in [`Handle::reply`].
+        tokio::task::unconstrained(async {
+            match self.way(request, true) {
+                Way::Alone(request, away) => self.submit_alone(request, away).await,
+                Way::Packed(taken, handle) => match tokio::time::timeout_at(handle.deadline(), taken).await {
+                    Ok(Ok(())) => Ok(handle),
+                    _ => Err(handle.refusal().await),
+                },
+            }
+        })
+        .await
     }
 
     fn way(&self, request: Request, tell: bool) -> Way {

@@ -86,6 +86,12 @@ impl Handle {
     /// [`Error::DeadlineExceeded`] or [`Error::Closed`], when there is no reply; where the request travelled in a pack that had
     /// to be sent again, those of [`Client::submit`] too.
     pub async fn reply(self) -> Result<Reply, Error> {
+        // Callers await thousands of these in one task, which would have spent its turn on the first 128 that are ready and then
+        // look at all others in vain.
+        tokio::task::unconstrained(self.await_reply()).await
+    }
+
+    async fn await_reply(self) -> Result<Reply, Error> {
         let Self { source, deadline, budget, client } = self;
         let in_time = |_| Error::DeadlineExceeded { budget };
         match source {

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use futures_util::{StreamExt, stream};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt, stream};
 use millrace_harness::models;
 use millrace_producer::{Client, Code, Error, Request, Response};
 use millrace_tests::stack::{ONE_INSTANCE, Stack};
@@ -27,6 +28,37 @@ async fn informed(stack: &Stack) -> Client {
 
 fn messages<'a>(responses: impl IntoIterator<Item = &'a Response>) -> usize {
     responses.into_iter().map(|response| &response.meta.request_id).collect::<BTreeSet<_>>().len()
+}
+
+/// A task's turn ends after 128 ready channels and timers of the runtime; a set of results that looked at all others in vain each
+/// time took a second for what is there at once.
+#[tokio::test]
+async fn a_task_that_awaits_a_thousand_results_takes_all_that_are_there_in_one_turn() {
+    let settings = format!("max_batch_size = 16\n{ONE_INSTANCE}");
+    let stack = Stack::new()
+        .config("double", &settings)
+        .model("double", &models::scale(2.0))
+        .config("alone", &format!("batch_safe = false\n{settings}"))
+        .model("alone", &models::scale(2.0));
+    let _worker = stack.worker();
+    let client = informed(&stack).await;
+    for model in ["double", "alone"] {
+        let submitted = join_all((0..1000).map(|_| client.submit(request(model, 1.0)))).await;
+        let answered = async {
+            while client.pending() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), answered).await.expect("all are answered");
+        let mut outcomes: FuturesUnordered<_> =
+            submitted.into_iter().map(|handle| handle.unwrap().outcome()).collect();
+        let mut taken = 0;
+        while let Some(Some(outcome)) = outcomes.next().now_or_never() {
+            assert!(answers(&outcome.unwrap(), 2.0));
+            taken += 1;
+        }
+        assert_eq!(taken, 1000, "{model}");
+    }
 }
 
 #[tokio::test]

@@ -74,10 +74,11 @@ impl Settler {
                         let held = held(&errand);
                         bytes += held;
                         let settling = self.run_errand(errand);
-                        open.push(async move {
+                        // Else one turn's end would have all others looked at in vain.
+                        open.push(tokio::task::unconstrained(async move {
                             settling.await;
                             held
-                        });
+                        }));
                     }
                 }
                 Event::Came(None) => is_open = false,
