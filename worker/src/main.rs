@@ -14,6 +14,10 @@ use millrace_worker::model::onnx::disable_telemetry;
 use millrace_worker::pipeline::{self, Worker};
 use tracing::{error, info};
 
+/// Many threads allocate what others free, in ever other sizes: the system's allocator keeps more and more of it apart.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Consumes inference requests from RabbitMQ tier queues, runs them in batches on ONNX Runtime, and replies.
 ///
 /// Start as many as you like, anywhere that reaches the broker: capacity grows with each. SIGTERM drains: running
