@@ -8,7 +8,7 @@ use millrace_common::amqp::topology::{Topology, apply};
 
 use super::{Calm, Case, MODEL, Measured};
 use crate::context::Context;
-use crate::load::{Arrivals, ClientKind, Spec};
+use crate::load::{Arrivals, ClientKind, Outcome, Spec};
 use crate::stack::Stack;
 use crate::workload::Workload;
 
@@ -40,20 +40,34 @@ fn stack<'a>(context: &'a Context, case: Case) -> Result<Stack<'a>> {
     Ok(stack)
 }
 
-/// Capacity, and premium's latency at its own rate alone.
+/// Capacity, premium's latency at its own rate alone, and what is served when no more than the capacity is offered.
 pub(super) fn calm(context: &Context, case: Case, run: u64) -> Result<Calm> {
-    let stack = stack(context, case)?;
+    let mut stack = stack(context, case)?;
     let capacity = stack.capacity()?;
     let mut spec = premium(&stack, capacity, run);
     spec.duration = context.duration() * 2;
     let premium = stack.run(vec![spec])?.outcomes.remove(0).checked()?;
+    stack.limit_queues(queue_length(capacity))?;
+    let once = Case { factor: 1.0, client: ClientKind::Library, ..case };
+    let mut specs = both(&stack, once, capacity, run + 3000);
+    specs.iter_mut().for_each(|spec| spec.duration = context.duration() * 2);
+    let open: f64 = stack.run(specs)?.outcomes.iter().map(Outcome::rate).sum();
     stack.stop()?;
     eprintln!(
-        "  capacity {capacity:.0}/s, premium alone p50 / p99 {:.1} / {:.1} ms",
+        "  capacity {capacity:.0}/s, {open:.0}/s served when that is offered, premium alone p50 / p99 {:.1} / {:.1} ms",
         premium.latency_ms(0.5),
         premium.latency_ms(0.99),
     );
-    Ok(Calm { capacity, premium })
+    Ok(Calm { capacity, open, premium })
+}
+
+/// Premium's client and the flood's, which sends what premium leaves of the case's load.
+fn both(stack: &Stack<'_>, case: Case, capacity: f64, seed: u64) -> Vec<Spec> {
+    let premium = premium(stack, capacity, seed);
+    let mut free = Spec { tier: "free".to_owned(), client: case.client, ..premium.clone() };
+    free.arrivals = Arrivals::Poisson { per_second: capacity * (case.factor - PREMIUM_PART) };
+    free.seed = seed + 1000;
+    vec![premium, free]
 }
 
 fn premium(stack: &Stack<'_>, capacity: f64, run: u64) -> Spec {
@@ -66,14 +80,11 @@ fn premium(stack: &Stack<'_>, capacity: f64, run: u64) -> Spec {
 pub(super) fn flood(context: &Context, case: Case, calm: &Calm, run: u64) -> Result<Measured> {
     let mut stack = stack(context, case)?;
     stack.limit_queues(queue_length(calm.capacity))?;
-    let mut premium = premium(&stack, calm.capacity, run + 1000);
-    let mut free = Spec { tier: "free".to_owned(), client: case.client, ..premium.clone() };
-    free.arrivals = Arrivals::Poisson { per_second: calm.capacity * (case.factor - PREMIUM_PART) };
-    free.seed = run + 2000;
-    for spec in [&mut premium, &mut free] {
+    let mut specs = both(&stack, case, calm.capacity, run + 1000);
+    for spec in &mut specs {
         (spec.warm_up, spec.duration) = (Duration::ZERO, context.duration() * LENGTH);
     }
-    let mut run = stack.run(vec![premium, free])?;
+    let mut run = stack.run(specs)?;
     stack.stop()?;
     let free = run.outcomes.pop().ok_or_else(|| anyhow::anyhow!("two clients ran"))?;
     let premium = run.outcomes.remove(0);

@@ -48,6 +48,8 @@ fn cases() -> Vec<Case> {
 struct Calm {
     /// Requests a second in a closed loop.
     capacity: f64,
+    /// Results a second when no more than the capacity is offered, by clients like the flood's.
+    open: f64,
     premium: Outcome,
 }
 

@@ -30,13 +30,15 @@ const LATENCY: [Column; 6] = [
     }),
 ];
 
-const RATES: [Column; 7] = [
+const RATES: [Column; 9] = [
     ("capacity /s", |runs| Spread::of(runs, |run| run.calm.capacity).text(0)),
+    ("served /s when that is offered", |runs| Spread::of(runs, |run| run.calm.open).text(0)),
     ("offered, times capacity", |runs| {
         let sent = |outcome: &Outcome| outcome.counts.offered as f64 / outcome.seconds;
         Spread::of(runs, |run| (sent(&run.premium) + sent(&run.free)) / run.calm.capacity).text(1)
     }),
     ("served of capacity", |runs| Spread::of(runs, |run| served(run) / run.calm.capacity).ratio()),
+    ("of when capacity is offered", |runs| Spread::of(runs, |run| served(run) / run.calm.open).ratio()),
     ("in 1 s of capacity (goodput)", |runs| {
         let good = |outcome: &Outcome| outcome.in_time as f64 / outcome.seconds;
         Spread::of(runs, |run| (good(&run.premium) + good(&run.free)) / run.calm.capacity).ratio()
