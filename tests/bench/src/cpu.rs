@@ -13,6 +13,19 @@ pub(crate) fn of(pid: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
+/// CPU time of a process's threads whose names begin so.
+pub(crate) fn of_threads(pid: u32, name: &str) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let named = tasks
+        .map(|task| task.path())
+        .filter(|task| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.starts_with(name)));
+    // Nanoseconds on a core come first.
+    let nanos = |task: std::path::PathBuf| {
+        std::fs::read_to_string(task.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+    };
+    named.filter_map(nanos).map(Duration::from_nanos).sum()
+}
+
 /// A process and all that descend from it, as they are now.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -14,7 +14,7 @@ use millrace_producer::{Client, Config};
 use tempfile::TempDir;
 
 use crate::context::Context;
-use crate::cpu::Meter;
+use crate::cpu::{self, Meter};
 use crate::limits::sample::Sample;
 use crate::load::{Arrivals, ClientKind, Generator, Outcome, Spec, config};
 use crate::slow::Slowed;
@@ -44,6 +44,8 @@ pub(crate) struct Run {
     /// CPU time in the counted time: of each client, of all workers, of the broker.
     pub(crate) client_cpu: Vec<Duration>,
     pub(crate) worker_cpu: Duration,
+    /// Of the workers': their instances' threads.
+    pub(crate) model_cpu: Duration,
     pub(crate) broker_cpu: Duration,
     /// Counted time.
     pub(crate) seconds: f64,
@@ -187,13 +189,18 @@ impl<'a> Stack<'a> {
         clients.iter().try_for_each(|client| client.go(SystemTime::now() + HEAD_START))?;
         let longest = |time: fn(&Spec) -> Duration| clients.iter().map(|client| time(client.spec())).max();
         std::thread::sleep(HEAD_START + longest(|spec| spec.warm_up).unwrap_or_default());
-        let (started, meter) = (Instant::now(), Meter::start(&pids));
+        let instances = format!("{}:", self.workload.model.name());
+        let model_cpu = || -> Duration {
+            self.workers.iter().map(|worker| cpu::of_threads(worker.pid(), &instances)).sum()
+        };
+        let (started, meter, model_before) = (Instant::now(), Meter::start(&pids), model_cpu());
         let duration = longest(|spec| spec.duration).unwrap_or_default();
         while let Some(left) = duration.checked_sub(started.elapsed()) {
             std::thread::sleep(SAMPLE_EVERY.min(left));
             memory_mib[1] = memory_mib[1].max(broker.memory_mib()?);
         }
         let (mut cpu, seconds) = (meter.stop(), started.elapsed().as_secs_f64());
+        let model_cpu = model_cpu().saturating_sub(model_before);
         let is_open: Vec<bool> =
             clients.iter().map(|client| matches!(client.spec().arrivals, Arrivals::Poisson { .. })).collect();
         let outcomes = clients.into_iter().map(Generator::finish).collect::<Result<Vec<_>>>()?;
@@ -204,7 +211,7 @@ impl<'a> Stack<'a> {
             .for_each(|(outcome, _)| warn_of_lag(outcome));
         let broker_cpu = cpu.pop().unwrap_or_default();
         let worker_cpu = cpu.drain(outcomes.len()..).sum();
-        Ok(Run { outcomes, client_cpu: cpu, worker_cpu, broker_cpu, seconds, memory_mib })
+        Ok(Run { outcomes, client_cpu: cpu, worker_cpu, model_cpu, broker_cpu, seconds, memory_mib })
     }
 
     /// Lets the broker refuse requests once so many wait in a tier's queue.

@@ -27,6 +27,8 @@ pub(super) struct Measured {
     pub(super) rate: f64,
     /// CPU microseconds a request: client, worker, broker.
     pub(super) cpu_us: [f64; 3],
+    /// Rows a second of the instances' CPU time.
+    pub(super) rows_a_cpu_second: f64,
     /// Microseconds that the model ran for a row, as the worker's replies say.
     pub(super) model_us: f64,
     /// Rows of a batch, as the mean request sees it.
@@ -77,6 +79,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         "of same",
         "raw loop rows/s (batch)",
         "of loop",
+        "rows a model CPU-second, of loop",
         "mean batch",
         "p50 / p99 ms",
         "CPU µs a request: client + worker + broker",
@@ -107,6 +110,7 @@ fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {
             spread(&|run| run.best.batch as f64).median
         ),
         spread(&|run| run.rate / run.best.rows).ratio(),
+        spread(&|run| run.rows_a_cpu_second * run.best.cpu_us / 1e6).ratio(),
         format!("{:.1}", spread(&|run| run.batch).median),
         format!("{:.1} / {:.1}", spread(&|run| run.p50_ms).median, spread(&|run| run.p99_ms).median),
         parts(&|run| run.cpu_us),
@@ -136,6 +140,7 @@ pub(super) fn measure(context: &Context, workload: Workload) -> Result<Measured>
         rate: outcome.rate(),
         cpu_us: [run.client_cpu[0], run.worker_cpu, run.broker_cpu]
             .map(|cpu| cpu.as_secs_f64() * 1e6 / answers),
+        rows_a_cpu_second: answers / run.model_cpu.as_secs_f64(),
         model_us: outcome.model_s * 1e6 / answers,
         batch: outcome.batch,
         p50_ms: outcome.latency_ms(0.5),
