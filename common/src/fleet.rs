@@ -33,6 +33,9 @@ pub struct WorkerStatus {
     pub models: Vec<ModelStatus>,
     /// Its lanes, by model and tier.
     pub lanes: Vec<LaneStatus>,
+    /// What keeps its models' newest files from being served, for people.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 /// One model version of a worker.
@@ -69,6 +72,9 @@ pub struct ModelStatus {
     /// The same of batches that requests made up, the warm-up's left out.
     #[serde(default)]
     pub ran_us: Vec<(u32, u64)>,
+    /// State of its circuit breaker: `closed`, `open` or `half_open`.
+    #[serde(default)]
+    pub breaker: String,
 }
 
 impl ModelStatus {
@@ -129,9 +135,14 @@ struct Heard {
 impl Fleet {
     /// Most bytes of announcements remembered; an attacker who may announce must not fill memory.
     const MAX_BYTES: usize = 32 << 20;
+    /// Longest announcement read: a thousand models take about as much. In memory its lists may take twenty times their text.
+    const MAX_ANNOUNCEMENT: usize = 1 << 20;
 
-    /// Takes an announcement; one that cannot be read, or of a newer format, is ignored.
+    /// Takes an announcement; one that is longer than a MiB, cannot be read, or has a newer format is ignored.
     pub fn hear(&mut self, announcement: &[u8], now: Instant) {
+        if announcement.len() > Self::MAX_ANNOUNCEMENT {
+            return;
+        }
         let Ok(status) = serde_json::from_slice::<WorkerStatus>(announcement) else {
             return;
         };

@@ -10,7 +10,9 @@
 #![warn(missing_docs)]
 
 pub mod amqp;
+mod bounded;
 pub mod config;
+pub mod control;
 pub mod directory;
 pub mod fleet;
 pub mod lifecycle;

@@ -11,6 +11,8 @@ mod arbitrary;
 mod copies;
 #[path = "hostile/document.rs"]
 mod document;
+#[path = "hostile/lists.rs"]
+mod lists;
 #[path = "hostile/meter.rs"]
 mod meter;
 #[path = "hostile/mutation.rs"]
@@ -33,11 +35,11 @@ use proptest::prelude::*;
 
 /// Most bytes alive at once during a decode, for each byte of input.
 ///
-/// Seven are reached: an FP64 tensor reserves eight bytes for every two of its text (`1,`), and while a string with
-/// escapes is unescaped, its buffer doubles and is alive twice. The eighth is for tensors with hardly any text.
-const PEAK_PER_BYTE: usize = 8;
-/// What a decode may allocate for any input: the first nodes of a map, the first entries of a list, an error.
-const PEAK_BASE: usize = 4 << 10;
+/// They are reached: an FP64 tensor reserves eight bytes for every two of its text (`1,`), and while a string with escapes is
+/// unescaped, its buffer doubles and is alive twice beside the tensor's.
+const PEAK_PER_BYTE: usize = 4;
+/// What a decode may allocate for any input: a list of tensors with hardly any text, the first nodes of a map, an error.
+const PEAK_BASE: usize = 256 << 10;
 /// The longest text of an error: a name of 256 bytes, a shape of 16 dimensions twice, and words.
 const MAX_ERROR_BYTES: usize = 1 << 10;
 
@@ -310,7 +312,7 @@ fn a_declared_size_reserves_nothing() {
 fn the_dearest_requests_stay_within_the_bound() {
     for (what, body) in amplifiers() {
         let decoded = decode_request(&Bytes::copy_from_slice(body.as_bytes()), None, &Limits::default());
-        assert!(decoded.is_ok(), "{what}: {decoded:?}");
+        assert!(decoded.is_ok() || what.starts_with("a text"), "{what}: {decoded:?}");
         withstand(body.as_bytes(), None);
     }
 }
@@ -322,7 +324,7 @@ fn raw_tensors_are_not_copied() {
     let body = encode_request(&request, Encoding::Binary).unwrap();
     let (decoded, peak) = peak_of(|| decode_request(&body.bytes, body.header_length, &Limits::default()));
     assert_eq!(decoded.unwrap(), request);
-    assert!(peak < PEAK_BASE, "{peak}");
+    assert!(peak < 4096, "{peak}");
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::time::Duration;
 use millrace_common::amqp::connection::{Connector, LinkState, wait_up};
 use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
 use millrace_common::amqp::message::ReplyKey;
-use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
+use millrace_common::amqp::publisher::{Outcome, Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
 use millrace_common::config::load::{ConfigError, Validate};
+use millrace_common::control::MAX_IDS;
 use millrace_common::directory::Directory;
 use millrace_common::fleet::{ANNOUNCE_EVERY, Fleet};
 use millrace_common::lifecycle::Lifecycle;
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::builder::Builder;
+use crate::cache::{CacheStats, ResponseCache};
+use crate::cancel::{self, Cancel, Canceller};
 use crate::config::Config;
 use crate::error::{ConnectError, Error};
 use crate::gate::Gate;
@@ -53,6 +56,8 @@ struct Inner {
     pending: Arc<Pending>,
     gate: Mutex<Gate>,
     packing: Arc<Packing>,
+    canceller: Canceller,
+    cache: ResponseCache,
     directory: OnceLock<Directory>,
     /// Set once the directory has heard of the whole fleet.
     heard: OnceCell<()>,
@@ -110,6 +115,7 @@ impl Client {
             vec![Subscription::fixed(names.reply_queue(reply_key.as_str()), config.requests.reply_prefetch)],
             Arc::new(replies),
         );
+        let cache = ResponseCache::new(&config.requests.cache);
         let packing = Arc::new(Packing::new(Duration::from_micros(config.requests.pack_linger_us)));
         let client = Self {
             inner: Arc::new(Inner {
@@ -125,6 +131,8 @@ impl Client {
                 pending,
                 gate: Mutex::default(),
                 packing,
+                canceller: Canceller::default(),
+                cache,
                 directory: OnceLock::new(),
                 heard: OnceCell::new(),
             }),
@@ -162,7 +170,8 @@ impl Client {
 
     /// Publishes a request and awaits its result, at most until its deadline.
     ///
-    /// While others of its kind are away it may wait for company, `requests.pack_linger_us` at most, to travel in a pack.
+    /// While others of its kind are away it may wait for company, `requests.pack_linger_us` at most, to travel in a pack. Where its
+    /// model's answers are kept (`requests.cache`) it may get one that is, or that of an equal request that is away.
     ///
     /// # Errors
     /// [`Error`]; exactly one result or error comes for each request.
@@ -170,7 +179,24 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future gives the result up. The request may still run.
     pub async fn infer(&self, request: Request) -> Result<Response, Error> {
+        let Some(key) = self.inner.cache.key(&request) else { return self.infer_anew(request).await };
+        let tiers = &self.inner.config.topology.tiers;
+        let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
+        // Refused where it is sent.
+        let tier = tiers.iter().position(|known| known.name.as_str() == tier).unwrap_or(tiers.len());
+        let (correlation_id, body_id) = (request.correlation_id.clone(), request.body.id.clone());
+        let response = self.inner.cache.answer(self, request, (key, tier, tiers.len())).await?;
+        Ok(response.addressed(correlation_id, body_id))
+    }
+
+    /// How often the cache of answers helped.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.inner.cache.stats()
+    }
+
+    pub(crate) async fn infer_anew(&self, request: Request) -> Result<Response, Error> {
         let handle = match self.way(request, false) {
+            // As in [`Handle::reply`].
             Way::Alone(request, away) => tokio::task::unconstrained(self.submit_alone(request, away)).await?,
             Way::Packed(_, handle) => handle,
         };
@@ -203,7 +229,7 @@ impl Client {
         self.inner.packing.way(self, request, budget, tell)
     }
 
-    fn budget(&self, request: &Request) -> Duration {
+    pub(crate) fn budget(&self, request: &Request) -> Duration {
         request.deadline.unwrap_or_else(|| self.inner.config.deadline()).min(LONGEST_BUDGET)
     }
 
@@ -218,14 +244,46 @@ impl Client {
         let outgoing = Outgoing::prepare(request, route, config)?;
         let (place, mut replied) = self.inner.pending.wait_for(outgoing.id.clone());
         let mut early = None;
+        // Dropped from here on without its result, it need not run.
+        let mut cancel = Cancel::new(self, &outgoing.id);
         tokio::select! {
-            published = self.publish(&outgoing, &mut pass, (deadline, budget)) => published?,
+            published = self.publish(&outgoing, &mut pass, (deadline, budget)) => {
+                published.inspect_err(|error| if !matches!(error, Error::UnknownOutcome { .. }) { cancel.ended() })?;
+            }
             // The reply can overtake the confirm; it proves that the request was taken.
             reply = &mut replied => early = Some(reply.map_err(|_| Error::Closed)?),
         }
         pass.taken();
         place.keep(pass);
-        Ok(Handle::alone((place, replied), early, away, (deadline, budget), self.clone()))
+        Ok(Handle::alone((place, replied), early, away, (deadline, budget), self.clone(), cancel))
+    }
+
+    /// Tells the workers not to run requests of this client's user, by their ids. Those that wait are answered `cancelled` when their
+    /// turn comes; those that run already, or have run, are not touched. Dropping a [`Handle`] does the same for its request.
+    ///
+    /// # Errors
+    /// [`Error::UnknownOutcome`] when it is not known whether all workers are told.
+    pub async fn cancel(&self, ids: impl IntoIterator<Item = String>) -> Result<(), Error> {
+        let exchange = self.inner.names.control_exchange().into();
+        let ids: Vec<String> = ids.into_iter().collect();
+        for some in ids.chunks(MAX_IDS) {
+            let user = self.inner.reply_key.user();
+            let outcome = cancel::publish(&self.inner.publisher, &exchange, user, some.to_vec()).await;
+            // Without a worker nobody is told, and nobody runs anything.
+            if !matches!(outcome, Outcome::Confirmed | Outcome::Unroutable) {
+                return Err(Error::UnknownOutcome {
+                    reason: format!("the cancellation was not confirmed: {outcome:?}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Client::cancel`], without waiting.
+    pub(crate) fn cancel_soon(&self, id: String) {
+        let _on = self.inner.packing.runtime().enter();
+        let inner = &*self.inner;
+        inner.canceller.cancel(id, &inner.connector, &inner.names, &inner.publishing);
     }
 
     /// Whether replies outlive this client, so that a later one may have to tell whom they answer.

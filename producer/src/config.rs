@@ -11,6 +11,8 @@ use millrace_common::tier::Tier;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use crate::cache::CacheConfig;
+
 /// The commented defaults.
 pub const DEFAULTS: &str = include_str!("../../compose/config/client.toml");
 
@@ -61,6 +63,8 @@ pub struct Requests {
     pub reply_prefetch: u16,
     /// How long the reply queue outlives its client.
     pub reply_expires_seconds: u64,
+    /// Answers that are kept.
+    pub cache: CacheConfig,
 }
 
 impl Config {
@@ -92,7 +96,8 @@ impl Validate for Config {
         within("requests.max_in_flight_bytes", requests.max_in_flight_bytes as u64, 1 << 20, 1 << 40)?;
         within("requests.pack_linger_us", requests.pack_linger_us, 0, 1_000_000)?;
         within("requests.reply_prefetch", requests.reply_prefetch.into(), 1, 60_000)?;
-        within("requests.reply_expires_seconds", requests.reply_expires_seconds, 10, 30 * 86_400)
+        within("requests.reply_expires_seconds", requests.reply_expires_seconds, 10, 30 * 86_400)?;
+        requests.cache.validate()
     }
 }
 

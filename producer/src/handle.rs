@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::cancel::Cancel;
 use crate::client::Client;
 use crate::error::Error;
 use crate::packing::{Away, Part};
@@ -12,8 +13,11 @@ use crate::replies::{Place, RawReply, Reply};
 use crate::response::Response;
 
 /// A request that the broker has; gives its result.
+///
+/// Dropped before its end, or where awaiting it is given up, the request is cancelled: one that no model runs yet is never run. Not
+/// where replies may come to a later client, nor in a pack, whose other members want theirs.
 #[derive(Debug)]
-#[must_use = "dropping the handle gives the result up"]
+#[must_use = "dropping the handle cancels the request"]
 pub struct Handle {
     source: Source,
     deadline: Instant,
@@ -30,6 +34,7 @@ enum Source {
         early: Option<Box<RawReply>>,
         _place: Place,
         _away: Option<Away>,
+        cancel: Cancel,
     },
     /// A part of a pack's.
     Packed(oneshot::Receiver<Part>),
@@ -42,8 +47,10 @@ impl Handle {
         away: Option<Away>,
         (deadline, budget): (Instant, Duration),
         client: Client,
+        cancel: Cancel,
     ) -> Self {
-        let source = Source::Alone { replied, early: early.map(Box::new), _place: place, _away: away };
+        let source =
+            Source::Alone { replied, early: early.map(Box::new), _place: place, _away: away, cancel };
         Self { source, deadline, budget, client }
     }
 
@@ -69,7 +76,8 @@ impl Handle {
         }
     }
 
-    /// Awaits the result; acknowledges the reply.
+    /// Awaits the result; acknowledges the reply. A result that is there already is handed out at once, without a turn for other
+    /// tasks of the runtime's thread.
     ///
     /// # Errors
     /// [`Error::DeadlineExceeded`], [`Error::Failed`], [`Error::MalformedReply`] or [`Error::Closed`]; where the request
@@ -80,7 +88,8 @@ impl Handle {
         outcome
     }
 
-    /// Awaits the reply; the caller acknowledges it, once it is safe, by its receipt.
+    /// Awaits the reply; the caller acknowledges it, once it is safe, by its receipt. As with [`Handle::outcome`], one that is there
+    /// already is handed out at once.
     ///
     /// # Errors
     /// [`Error::DeadlineExceeded`] or [`Error::Closed`], when there is no reply; where the request travelled in a pack that had
@@ -95,14 +104,13 @@ impl Handle {
         let Self { source, deadline, budget, client } = self;
         let in_time = |_| Error::DeadlineExceeded { budget };
         match source {
-            Source::Alone { mut replied, early, .. } => {
+            Source::Alone { mut replied, early, mut cancel, .. } => {
                 let raw = match early {
-                    Some(raw) => *raw,
-                    None => {
-                        let raw = tokio::time::timeout_at(deadline, &mut replied).await.map_err(in_time)?;
-                        raw.map_err(|_| Error::Closed)?
-                    }
+                    Some(raw) => Ok(Ok(*raw)),
+                    None => tokio::time::timeout_at(deadline, &mut replied).await,
                 };
+                cancel.ended();
+                let raw = raw.map_err(in_time)?.map_err(|_| Error::Closed)?;
                 Ok(raw.decode(client.config().limits.into()).await)
             }
             Source::Packed(part) => {

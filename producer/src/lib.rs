@@ -32,6 +32,8 @@
 #![warn(missing_docs)]
 
 mod builder;
+mod cache;
+mod cancel;
 mod client;
 mod config;
 mod element;
@@ -47,6 +49,7 @@ mod response;
 mod stream;
 
 pub use builder::Builder;
+pub use cache::{CacheConfig, CacheStats};
 pub use client::Client;
 pub use config::{Config, DEFAULTS, Requests};
 pub use element::Element;

@@ -24,6 +24,7 @@ pub(crate) struct Outgoing {
     correlation_id: Option<String>,
     version: Option<u64>,
     is_urgent: bool,
+    refuses_degraded: bool,
     replies_per_message: u16,
     /// Whether the broker chooses the queue by the tenant. Only then it is told: a header costs it time.
     is_sharded: bool,
@@ -62,6 +63,7 @@ impl Outgoing {
             correlation_id: request.correlation_id,
             version: request.version,
             is_urgent: request.is_urgent,
+            refuses_degraded: request.refuses_degraded,
             replies_per_message: config.requests.replies_per_message,
             is_sharded: route.is_sharded,
         })
@@ -98,6 +100,9 @@ impl Outgoing {
         }
         if self.is_urgent {
             properties = properties.with_priority(URGENT);
+        }
+        if self.refuses_degraded {
+            properties = properties.with_text(header::ACCEPT_DEGRADED, "no");
         }
         if self.is_sharded {
             properties = properties.with_text(header::TENANT, reply_key.user());

@@ -73,6 +73,7 @@ fn key(request: &Request, budget: Duration) -> Key {
         key.extend_from_slice(&bytes.len().to_le_bytes());
         key.extend_from_slice(bytes);
     };
+    part(&[u8::from(request.refuses_degraded)]);
     part(request.model.as_bytes());
     part(request.tier.as_deref().unwrap_or_default().as_bytes());
     part(&request.version.map_or([0; 8], u64::to_le_bytes));

@@ -19,6 +19,7 @@ pub struct Request {
     pub(crate) deadline: Option<Duration>,
     pub(crate) correlation_id: Option<String>,
     pub(crate) is_urgent: bool,
+    pub(crate) refuses_degraded: bool,
     pub(crate) encoding: Encoding,
     pub(crate) body: InferRequest,
 }
@@ -33,6 +34,7 @@ impl Request {
             deadline: None,
             correlation_id: None,
             is_urgent: false,
+            refuses_degraded: false,
             encoding: Encoding::Binary,
             body: InferRequest::default(),
         }
@@ -75,6 +77,13 @@ impl Request {
     #[must_use]
     pub fn urgent(mut self) -> Self {
         self.is_urgent = true;
+        self
+    }
+
+    /// Wants the model's own answer or none: no other version's, no smaller model's, no default.
+    #[must_use]
+    pub fn refuse_degraded(mut self) -> Self {
+        self.refuses_degraded = true;
         self
     }
 

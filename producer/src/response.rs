@@ -57,6 +57,12 @@ impl Response {
         self
     }
 
+    /// What gave the answer instead of the model, and why, as `model:small:1;circuit_open` or `default;failed`; `None` for the model's
+    /// own.
+    pub fn degraded(&self) -> Option<&str> {
+        self.meta.degraded.as_deref()
+    }
+
     /// The worker that ran it.
     pub fn worker(&self) -> &str {
         &self.meta.worker

@@ -72,13 +72,10 @@ fn keys(keys: &[&str]) -> AMQPValue {
     AMQPValue::FieldArray(FieldArray::from(keys))
 }
 
-#[tokio::test]
-async fn a_hostile_reply_to_is_never_published_to() {
-    let stack = stack();
-    let _worker = stack.worker();
-    let mut scene = Scene::new(&stack).await;
+/// What is no reply key, in a fleet of this prefix.
+pub(crate) fn reply_tos(prefix: &str) -> Vec<String> {
     let token = "abcdefghijklmnopqrstuvwxyz";
-    for reply_to in [
+    vec![
         "results".to_owned(),
         token.to_owned(),
         format!("guest.{}", &token[..21]),
@@ -88,11 +85,27 @@ async fn a_hostile_reply_to_is_never_published_to() {
         format!("guest.{}", "x".repeat(244)),
         "x".repeat(250),
         "m.premium".to_owned(),
-        format!("{}.request.m.premium", scene.prefix),
-        format!("{}.dead", scene.prefix),
+        format!("{}.request.m.premium", prefix),
+        format!("{}.dead", prefix),
         format!("../../{token}"),
         format!("guest\n.{token}"),
-    ] {
+        format!(".{token}"),
+        format!("guest.{}", "x".repeat(87)),
+        format!("{}.{token}", "u".repeat(65)),
+        format!("gu est.{token}"),
+        format!("guest.{token}="),
+        format!("gäst.{token}"),
+        format!("amq.rabbitmq.reply-to.{}", "g1h2AA".repeat(16)),
+    ]
+}
+
+#[tokio::test]
+async fn a_hostile_reply_to_is_never_published_to() {
+    let stack = stack();
+    let _worker = stack.worker();
+    let mut scene = Scene::new(&stack).await;
+    let token = "abcdefghijklmnopqrstuvwxyz";
+    for reply_to in reply_tos(&scene.prefix) {
         let properties = scene.foreign.properties().with_reply_to(reply_to.as_str().into());
         scene.refused(&reply_to, "m.premium", properties, "invalid_reply_to").await;
     }

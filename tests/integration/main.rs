@@ -2,23 +2,25 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod batching;
-mod broker_restart;
 mod bundles;
+mod caching;
 mod calling;
-mod chaos;
+mod cancelling;
+mod dead;
 mod deadlines;
-mod full_queue;
 mod hostile;
-mod malformed;
+mod memory;
 mod packing;
 mod padding;
 mod readme;
+mod refused;
+mod rights;
 mod round_trip;
 mod secrets;
 mod shards;
 mod start_errors;
 mod submit;
 mod telemetry;
+mod tls;
 mod unreadable;
 mod versions;
-mod worker_death;

@@ -93,7 +93,7 @@ fn what_cannot_be_cut_back_keeps_a_worker_from_starting() {
     ] {
         let stack = Stack::new().config("m", &config).model("m", &model);
         let mut worker = stack.spawn_worker(&[], &[]);
-        assert_eq!(worker.wait(READY).unwrap().code(), Some(1));
+        assert_eq!(worker.wait(READY).unwrap().code(), Some(2));
         let text = worker.stderr();
         assert!(
             text.contains("model `m` version 1") && text.contains(part),

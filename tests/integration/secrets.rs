@@ -7,21 +7,25 @@ use millrace_tests::management::User;
 use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, milestone};
 use ndarray::Array2;
 
-const CANARY: &str = "canary-Zb7kQ2";
+pub(crate) const CANARY: &str = "canary-Zb7kQ2";
 /// What the library would say of itself is off by default; here even that is asked for.
-const EVERYTHING: (&str, &str) = ("RUST_LOG", "trace,lapin=trace,ort=trace");
+pub(crate) const EVERYTHING: (&str, &str) = ("RUST_LOG", "trace,lapin=trace,ort=trace");
 
-/// The password in the forms in which a program might print it.
-fn assert_silent(what: &str, text: &str) {
-    let bytes: Vec<String> = CANARY.bytes().map(|byte| byte.to_string()).collect();
-    let hex: String = CANARY.bytes().map(|byte| format!("{byte:02x}")).collect();
-    for form in [CANARY.to_owned(), bytes.join(", "), hex] {
+pub(crate) fn assert_silent(what: &str, text: &str) {
+    assert_silent_of(what, text, CANARY);
+}
+
+/// The secret in the forms in which a program might print it.
+pub(crate) fn assert_silent_of(what: &str, text: &str, secret: &str) {
+    let bytes: Vec<String> = secret.bytes().map(|byte| byte.to_string()).collect();
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    for form in [secret.to_owned(), bytes.join(", "), hex] {
         let leak = text.lines().find(|line| line.contains(&form));
-        assert!(leak.is_none(), "{what} shows the password: {leak:?}");
+        assert!(leak.is_none(), "{what} shows the secret: {leak:?}");
     }
 }
 
-fn assert_process_silent(worker: &WorkerProcess) {
+pub(crate) fn assert_process_silent(worker: &WorkerProcess) {
     assert_silent("standard error", &worker.stderr());
     assert_silent("standard output", &worker.stdout());
     let command_line = std::fs::read_to_string(format!("/proc/{}/cmdline", worker.pid())).unwrap_or_default();

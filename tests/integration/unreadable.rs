@@ -12,17 +12,17 @@ const HEADERS: u16 = 1 << 13;
 const CORRELATION_ID: u16 = 1 << 10;
 const EXPIRATION: u16 = 1 << 8;
 
-fn sized(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn sized(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
 
 /// A header table of one entry `h`.
-fn table(value: &[u8]) -> Vec<u8> {
+pub(crate) fn table(value: &[u8]) -> Vec<u8> {
     sized(&[&[1, b'h'], value].concat())
 }
 
 /// Arrays inside each other.
-fn nested(depth: usize) -> Vec<u8> {
+pub(crate) fn nested(depth: usize) -> Vec<u8> {
     let mut value = vec![b'V'];
     for _ in 0..depth {
         value.extend(u32::try_from(value.len()).unwrap().to_le_bytes());

@@ -7,7 +7,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-    QueueBindOptions, QueueDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
@@ -180,6 +180,43 @@ impl Foreign {
         let options = BasicGetOptions { no_ack: true };
         let got = self.channel.basic_get(queue.as_str().into(), options).await.expect("the queue exists");
         got.map(|message| message.delivery)
+    }
+
+    /// Has a copy of what an exchange gets under such keys put into a queue of this connection; returns the queue's name without the prefix.
+    pub async fn tap(&self, exchange: &str, pattern: &str) -> String {
+        let tap = format!("tap.{}", uuid::Uuid::new_v4().simple());
+        let (queue, exchange) = (format!("{}.{tap}", self.prefix), format!("{}.{exchange}", self.prefix));
+        let options = QueueDeclareOptions::durable();
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-expires".into(), AMQPValue::LongInt(60_000));
+        self.channel.queue_declare(queue.as_str().into(), options, arguments).await.expect("a queue");
+        let options = QueueBindOptions::default();
+        let key = pattern.into();
+        let binding = self.channel.queue_bind(
+            queue.as_str().into(),
+            exchange.as_str().into(),
+            key,
+            options,
+            FieldTable::default(),
+        );
+        binding.await.expect("a binding");
+        tap
+    }
+
+    /// Declares a queue with arguments that nobody of ours gives one.
+    pub async fn declare_otherwise(&self, queue: &str) {
+        let queue = format!("{}.{queue}", self.prefix);
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(12_345));
+        let options = QueueDeclareOptions::durable();
+        self.channel.queue_declare(queue.as_str().into(), options, arguments).await.expect("a queue");
+    }
+
+    /// Deletes a queue.
+    pub async fn delete(&self, queue: &str) {
+        let queue = format!("{}.{queue}", self.prefix);
+        let deleted = self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await;
+        deleted.expect("the queue may be deleted");
     }
 
     /// Messages ready in a queue.

@@ -18,8 +18,28 @@ impl User {
             &format!("permissions/%2f/{name}"),
             &json!({"configure": everything, "write": everything, "read": everything}),
         );
+        Self::existing(name, password)
+    }
+
+    /// A user that somebody else creates, or has.
+    pub fn existing(name: &str, password: &str) -> Self {
         let (_, rest) = broker::shared().amqp_url.rsplit_once('@').expect("the address names a user");
         Self { name: name.to_owned(), amqp_url: format!("amqp://{name}:{password}@{rest}") }
+    }
+
+    /// A user that may do nothing in the virtual host but connect.
+    pub fn without_rights(name: &str, password: &str) -> Self {
+        let nothing = json!({"configure": "^$", "write": "^$", "read": "^$"});
+        put(&format!("users/{name}"), &json!({"password": password, "tags": ""}));
+        put(&format!("permissions/%2f/{name}"), &nothing);
+        Self::existing(name, password)
+    }
+
+    /// Gives it another password; returns the address with that.
+    pub fn change_password(&self, password: &str) -> String {
+        put(&format!("users/{}", self.name), &json!({"password": password, "tags": ""}));
+        let (_, rest) = self.amqp_url.rsplit_once('@').expect("the address names a user");
+        format!("amqp://{}:{password}@{rest}", self.name)
     }
 
     /// The user's name.

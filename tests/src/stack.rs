@@ -1,12 +1,13 @@
 //! One test's stack: its own name prefix on the broker, its own model repository, its own workers.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use millrace_harness::broker;
 use millrace_harness::models;
 use millrace_harness::onnx::ModelProto;
-use millrace_harness::process::WorkerProcess;
+use millrace_harness::process::{Process, WorkerProcess, binary};
 use millrace_harness::setup;
 use millrace_producer::{Client, Config};
 use tempfile::{NamedTempFile, TempDir};
@@ -133,10 +134,33 @@ impl Stack {
 
     /// Runs the worker's binary with arguments, and its environment with more of its own.
     pub fn spawn_worker(&self, arguments: &[&str], more: &[(&str, &str)]) -> WorkerProcess {
+        self.spawn_as("millrace-worker", arguments, more)
+    }
+
+    /// Starts a worker whose back ends fail as requests tell them, without waiting; see [`faulty`](crate::faulty).
+    pub fn faulty_worker(&self) -> WorkerProcess {
+        self.faulty_worker_with(&[])
+    }
+
+    /// As [`Stack::faulty_worker`], with more environment.
+    pub fn faulty_worker_with(&self, more: &[(&str, &str)]) -> WorkerProcess {
+        self.spawn_as(crate::faulty::BINARY, &[], more)
+    }
+
+    fn spawn_as(&self, binary: &str, arguments: &[&str], more: &[(&str, &str)]) -> WorkerProcess {
         let own = self.environment();
         let mut environment: Vec<(&str, &str)> = own.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         environment.extend_from_slice(more);
-        WorkerProcess::spawn(arguments, &environment).expect("the worker binary is built")
+        WorkerProcess::spawn_as(binary, arguments, &environment).expect("the worker binary is built")
+    }
+
+    /// Runs the `millrace` command to its end, with more environment: exit code, standard output, standard error.
+    pub fn millrace(&self, arguments: &[&str], more: &[(&str, &str)]) -> (i32, String, String) {
+        let mut command = Command::new(binary("millrace").expect("the binary is built"));
+        command.args(arguments).envs(self.environment()).envs(more.iter().copied());
+        let mut process = Process::spawn(command).expect("it starts");
+        let code = process.wait(READY).expect("it ends").code().expect("no signal ends it");
+        (code, process.stdout(), process.stderr())
     }
 
     /// Starts a worker that is called `name` in replies and logs what it does step by step.
@@ -150,8 +174,18 @@ impl Stack {
         let mut config = Config::load(file).expect("the configuration is valid");
         config.broker.addresses = vec![self.amqp_url.parse().expect("a valid address")];
         config.topology.prefix.clone_from(&self.prefix);
-        if let Some((_, kind)) = self.settings.iter().find(|(key, _)| key.ends_with("__QUEUE_TYPE")) {
-            config.topology.queue_type = kind.clone().try_into().expect("a queue type");
+        for (key, value) in &self.settings {
+            let tls = &mut config.broker.tls;
+            match key.as_str() {
+                "MILLRACE__TOPOLOGY__QUEUE_TYPE" => {
+                    config.topology.queue_type = value.clone().try_into().expect("a queue type");
+                }
+                "MILLRACE__TOPOLOGY__DECLARE" => config.topology.declare = value == "true",
+                "MILLRACE__BROKER__TLS__CA_FILE" => tls.ca_file.clone_from(value),
+                "MILLRACE__BROKER__TLS__CERTIFICATE_FILE" => tls.certificate_file.clone_from(value),
+                "MILLRACE__BROKER__TLS__KEY_FILE" => tls.key_file.clone_from(value),
+                _ => {}
+            }
         }
         config
     }

@@ -63,6 +63,8 @@ pub struct Models {
     pub repository: PathBuf,
     /// Models to serve; empty means all.
     pub serve: Vec<String>,
+    /// Between two looks at the repository; 0 for none after the start.
+    pub poll_seconds: u64,
 }
 
 /// `[onnxruntime]`.
@@ -153,6 +155,7 @@ impl Validate for Config {
                  `cargo xtask setup` fetches one and prints the path",
             ));
         }
+        within("models.poll_seconds", self.models.poll_seconds, 0, 86_400)?;
         within("scheduling.prefetch_extra", self.scheduling.prefetch_extra.into(), 1, 10_000)?;
         within("scheduling.prefetch_wait_ms", self.scheduling.prefetch_wait_ms.into(), 1, 60_000)?;
         within("scheduling.lane_max_bytes", self.scheduling.lane_max_bytes as u64, 1 << 20, 1 << 40)?;

@@ -1,7 +1,7 @@
 //! A job: one request inside the worker, and the duty to settle its delivery.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millrace_common::amqp::consumer::Ticket;
@@ -12,6 +12,7 @@ use millrace_common::protocol::status::Code;
 use millrace_common::protocol::tensor::Tensor;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::guard::ladder::Descent;
 use crate::schedule::lane::Waiting;
 
 /// Requests that may share a batch agree on it: the sizes of dynamic inner dimensions, input by input; rounded up where the
@@ -23,6 +24,8 @@ use crate::schedule::lane::Waiting;
 pub enum BatchKey {
     /// Joins others of equal sizes.
     Shared(Box<[i64]>),
+    /// Joins other suspects of equal sizes.
+    Suspect(Box<[i64]>),
     /// Joins nobody.
     Alone(u64),
 }
@@ -50,6 +53,17 @@ pub struct Job {
     pub is_urgent: bool,
     /// When nobody waits for it any more.
     pub deadline: Option<Instant>,
+}
+
+impl BatchKey {
+    /// The key of a request that is suspected of ending the process that runs it.
+    #[must_use]
+    pub fn suspected(self) -> Self {
+        match self {
+            Self::Shared(sizes) => Self::Suspect(sizes),
+            key => key,
+        }
+    }
 }
 
 impl Waiting for Job {
@@ -93,12 +107,20 @@ pub struct Duty {
     pub replies_per_message: u16,
     /// Attempts before this one.
     pub attempt: u32,
+    /// How often it has come before, as far as is known.
+    pub redeliveries: u64,
+    /// Whether it came from the queue of suspects.
+    pub is_solo: bool,
     /// The tenant it is accounted to.
     pub tenant: Arc<str>,
     /// When the delivery came.
     pub arrived: Instant,
     /// The message as received, for passing it on.
     pub original: Original,
+    /// Whether a degraded answer is welcome.
+    pub accepts_degraded: bool,
+    /// How far it is down its ladder, if at all.
+    pub descent: Option<Descent>,
     /// Its share of the lane's byte budget, given back when the duty is done.
     pub budget: OwnedSemaphorePermit,
 }
@@ -126,6 +148,13 @@ pub enum Verdict {
         /// Counting headers to set.
         headers: Vec<(&'static str, u64)>,
     },
+    /// To the queue of suspects, where each runs by itself, these headers set.
+    Solo {
+        /// Counting headers to set.
+        headers: Vec<(&'static str, u64)>,
+        /// Held until the broker has the acknowledgement too: before that this process takes no suspect.
+        moving: OwnedSemaphorePermit,
+    },
     /// Keep it for people; the caller, who may be hostile, hears nothing.
     Dead {
         /// One stable word.
@@ -133,8 +162,35 @@ pub enum Verdict {
         /// More for people.
         detail: String,
     },
+    /// Keep it for people and answer the caller.
+    Condemn {
+        /// One stable word.
+        reason: &'static str,
+        /// For the caller.
+        answer: Answer,
+    },
     /// Not attempted: back to the queue.
     GiveBack,
+    /// Its caller has its answer already.
+    Done,
+}
+
+impl Verdict {
+    /// Of a request that its caller has cancelled.
+    pub fn cancelled() -> Self {
+        Self::Reply(Answer::failure(Code::Cancelled, "cancelled by its caller before it ran"))
+    }
+
+    /// Of a request whose requester has no reply queue. If it is back by now, it hears that this one did not run.
+    pub fn gone() -> Self {
+        Self::Reply(Answer::failure(Code::Unavailable, "not run: its reply queue was gone a moment ago"))
+    }
+
+    /// Of a request that ended process after process.
+    pub fn poison() -> Self {
+        let message = "three times the worker that ran this request, and nothing beside it, ended or lost its connection to the broker";
+        Self::Condemn { reason: "poison", answer: Answer::failure(Code::Poison, message) }
+    }
 }
 
 /// An answer to a caller.
@@ -148,9 +204,16 @@ pub struct Answer {
     pub timing: Timing,
     /// The version that ran.
     pub model_version: Option<u64>,
+    /// When to try again, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 impl Answer {
+    /// A result.
+    pub fn result(body: Body) -> Self {
+        Self { failure: None, body, timing: Timing::default(), model_version: None, retry_after: None }
+    }
+
     /// A typed refusal or failure.
     pub fn failure(code: Code, message: impl Into<String>) -> Self {
         let error = millrace_common::protocol::status::ErrorBody { error: message.into(), code };
@@ -160,6 +223,7 @@ impl Answer {
             body: Body { bytes: bytes.into(), header_length: None },
             timing: Timing::default(),
             model_version: None,
+            retry_after: None,
         }
     }
 }

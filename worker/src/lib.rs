@@ -4,7 +4,9 @@
 //! [`inbound`] → [`schedule`] → [`model`] → [`outbound`].
 
 pub mod catalogue;
+pub mod command;
 pub mod config;
+pub mod guard;
 pub mod inbound;
 pub mod job;
 pub mod load;
@@ -13,3 +15,4 @@ pub mod outbound;
 pub mod pipeline;
 pub mod schedule;
 pub mod status;
+pub mod swap;

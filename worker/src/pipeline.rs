@@ -1,17 +1,17 @@
 //! Joins the rooms, runs them, and stops them in the order of flow.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millrace_common::amqp::connection::{ConnectError, Connector, wait_up};
 use millrace_common::amqp::consumer::{ConsumerGroup, Demand, Subscription};
+use millrace_common::amqp::fetcher::Fetcher;
 use millrace_common::amqp::inspect::missing;
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
-use millrace_common::amqp::topology::{ApplyError, Names, Topology, apply};
+use millrace_common::amqp::topology::{ApplyError, Names, QueueKind, Topology, apply};
 use millrace_common::directory::Directory;
 use millrace_common::fleet::ANNOUNCE_EVERY;
 use millrace_common::lifecycle::Lifecycle;
@@ -20,21 +20,33 @@ use tracing::{error, info, warn};
 
 use crate::catalogue::Catalogue;
 use crate::config::Config;
+use crate::inbound::cancelled::Cancelled;
 use crate::inbound::clock::Clocks;
 use crate::inbound::demand::{Bounds, Load, Tuner};
-use crate::inbound::intake::{DEAD_BUDGET_UNITS, Intake, Route};
+use crate::inbound::intake::{DEAD_BUDGET_UNITS, Intake};
+use crate::inbound::route::Route;
+use crate::inbound::solo::{self, Solo};
 use crate::job::{Settlement, Verdict};
-use crate::load::{Loaded, StartError};
-use crate::model::instance;
+use crate::load::{Loaded, Ready, StartError};
+use crate::model::instance::{Around, Failure};
+use crate::model::instances::Instances;
 use crate::outbound::dispatch::Dispatch;
 use crate::outbound::reaper;
 use crate::outbound::settle::Settler;
 use crate::status::Announcer;
+use crate::swap::Swapper;
 
 /// Batches of verdicts between instances and settlement. Small: instances should feel a slow broker.
 const SETTLEMENTS: usize = 64;
+/// A suspect that is being fetched is waited for, but not for long.
+const SUSPECTS_STOP_WITHIN: Duration = Duration::from_millis(500);
+/// The last part of the grace period, in which connections are closed; one that is cut off does not answer.
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// Dead letters fetched ahead; each costs one reply.
 const DEAD_PREFETCH: u16 = 64;
+
+/// Messages of the control exchange fetched ahead; each is quickly done with.
+const CONTROL_PREFETCH: u16 = 100;
 
 /// Consumers that one connection carries with ease.
 const MANY_CONSUMERS: usize = 100;
@@ -44,14 +56,15 @@ const MAX_CONSUMERS: usize = 2_000;
 /// A worker that consumes.
 pub struct Worker {
     config: Config,
-    catalogue: Arc<Catalogue>,
     directory: Arc<Directory>,
     intake: Arc<Intake>,
     consumers: ConsumerGroup,
     publisher: Publisher,
     publishing: Lifecycle,
     tasks: Lifecycle,
-    instances: Vec<JoinHandle<()>>,
+    suspects: Lifecycle,
+    swaps: Lifecycle,
+    instances: Arc<Instances>,
     announcer: Arc<Announcer>,
     settlements: mpsc::Sender<Vec<Settlement>>,
 }
@@ -74,29 +87,55 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     let dispatch = Dispatch::new(&names, &config.topology.retry_delays_ms, &config.worker.name, &own_user);
     let refused_retry = Duration::from_secs(config.replies.refused_retry_seconds);
     let max_bytes = config.replies.max_in_flight_bytes;
-    tasks.spawn(Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes).run(incoming));
-    let mut instances = Vec::new();
-    for (served, serves, backend) in loaded.backends {
-        let max_reply_bytes = config.limits.max_body_bytes;
-        instances.push(instance::spawn(backend, serves, served, max_reply_bytes, settlements.clone())?);
+    let settler = Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes);
+    let (readers, answered) = (settler.readers(), settler.answered());
+    tasks.spawn(settler.run(incoming));
+    let cancelled = Arc::new(Cancelled::default());
+    let instances = Arc::new(Instances::default());
+    let around = Around {
+        catalogue: Arc::clone(&loaded.catalogue),
+        cancelled: Arc::clone(&cancelled),
+        readers: Arc::clone(&readers),
+        max_reply_bytes: config.limits.max_body_bytes,
+        settlements: settlements.clone(),
+    };
+    for Ready { served, backends } in loaded.ready {
+        instances.start(&served, backends, &around)?;
     }
-    let Routes { routes, queues, subscriptions, mut tuned } = routes(&config, &loaded.catalogue, &names);
+    let swaps = Lifecycle::new();
+    let swapper = Swapper::new(loaded.loader, loaded.found, Arc::clone(&instances), around, swaps.clone());
+    swaps.spawn(swapper.run());
+    let solo_names = names.clone();
+    let control_queue = format!("{}.{}", names.control_exchange(), uuid::Uuid::now_v7().simple());
+    let control = Topology::control_listener(&config.topology, &control_queue);
+    let Routes { routes, queues, mut subscriptions, mut tuned } = routes(&config, &loaded.catalogue, &names);
     let intake = Arc::new(Intake {
         routes,
         queues,
+        counts_redeliveries: config.topology.queue_type == QueueKind::Quorum,
         catalogue: Arc::clone(&loaded.catalogue),
+        instances: Arc::clone(&instances),
         directory: Arc::clone(&directory),
         limits: config.limits.into(),
         gateway_users: config.worker.gateway_users.clone(),
         own_user,
         settlements: settlements.clone(),
-        verdict_on_dead: reaper::verdict,
+        verdict_on_dead: Box::new(move |properties| reaper::verdict(properties, &names)),
         dead_budget: Arc::new(Semaphore::new(DEAD_BUDGET_UNITS as usize)),
-        sequence: AtomicU64::new(0),
+        solo: Solo::default(),
+        control_queue: control_queue.clone(),
+        cancelled,
+        answered,
         clocks: Mutex::new(Clocks::new(Instant::now(), now_ms())),
     });
-    let consumers =
-        ConsumerGroup::spawn(connector, "requests", Topology::default(), subscriptions, Arc::clone(&intake));
+    let fetcher = Fetcher::spawn(connector.clone(), "suspects", &publishing);
+    subscriptions.push(Subscription::fixed(control_queue, CONTROL_PREFETCH));
+    let consumers = ConsumerGroup::spawn(connector, "requests", control, subscriptions, Arc::clone(&intake));
+    let suspects = Lifecycle::new();
+    let solo_queues =
+        loaded.catalogue.names().iter().map(|model| solo_names.solo_queue(model).into()).collect();
+    let running = solo::run(fetcher, solo_queues, Arc::clone(&intake), consumers.state(), suspects.clone());
+    suspects.spawn(running);
     let announcer = Arc::new(Announcer {
         worker: config.worker.name.clone(),
         started_ms: now_ms(),
@@ -125,23 +164,24 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     });
     Ok(Worker {
         config,
-        catalogue: loaded.catalogue,
         directory,
         intake,
         consumers,
         publisher,
         publishing,
         tasks,
+        suspects,
+        swaps,
         instances,
         announcer,
         settlements,
     })
 }
 
-/// All queues are consumed over one connection: one for each model, tier and shard, and the dead letters.
+/// All queues are consumed over one connection: one for each model, tier and shard, the dead letters and what all workers are told.
 fn count_consumers(config: &Config, catalogue: &Catalogue) -> Result<(), StartError> {
     let shards: usize = config.topology.tiers.iter().map(|tier| usize::from(tier.shards)).sum();
-    let consumers = catalogue.names().count() * shards + 1;
+    let consumers = catalogue.names().len() * shards + 2;
     if consumers > MAX_CONSUMERS {
         return Err(StartError::Consumers { consumers, most: MAX_CONSUMERS });
     }
@@ -161,14 +201,14 @@ async fn declare(config: &Config, connector: &Connector, catalogue: &Catalogue) 
     }
     let mut topology = Topology::shared(&config.topology);
     for model in catalogue.names() {
-        topology.extend(Topology::model(&config.topology, model));
+        topology.extend(Topology::model(&config.topology, &model));
     }
     // The broker may still be starting: in a compose stack both start together.
     let patience = Duration::from_secs(60);
     let started = Instant::now();
     loop {
         match apply(connector, &topology).await {
-            Err(ApplyError::Connect(error)) if started.elapsed() < patience => {
+            Err(error @ (ApplyError::Connect(_) | ApplyError::Lost(_))) if started.elapsed() < patience => {
                 warn!(%error, "waiting for the broker");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -211,17 +251,17 @@ fn routes(config: &Config, catalogue: &Arc<Catalogue>, names: &Names) -> Routes 
     let (mut subscriptions, mut tuned) = (Vec::new(), Vec::new());
     for model in catalogue.names() {
         for (number, tier) in config.topology.tiers.iter().enumerate() {
-            let key = Names::request_key(model, &tier.name);
+            let key = Names::request_key(&model, &tier.name);
             let budget = Duration::from_millis(tier.default_budget_ms);
-            let (tuning, demand) = Tuned::new(config, catalogue, model, number);
+            let (tuning, demand) = Tuned::new(config, catalogue, &model, number);
             tuned.push(tuning);
             for shard in 0..tier.shards {
-                let queue = names.shard_queue(model, &tier.name, shard);
+                let queue = names.shard_queue(&model, &tier.name, shard);
                 subscriptions.push(Subscription::following(queue.as_str(), demand.clone()));
                 queues.insert(queue, routes.len());
             }
             let lane_max_bytes = config.scheduling.lane_max_bytes;
-            routes.push(Route::new(model.to_owned(), number, key, budget, lane_max_bytes));
+            routes.push(Route::new(model.clone(), number, key, budget, lane_max_bytes));
         }
     }
     subscriptions.push(Subscription::fixed(names.dead_inbox(), DEAD_PREFETCH));
@@ -258,10 +298,9 @@ impl Tuned {
     }
 
     fn look(&mut self, directory: &Directory) {
-        let versions = || self.catalogue.versions(&self.model).map(|served| &served.stats);
-        let served = versions().fold((0, 0), |(requests, rows), stats| {
-            (requests + stats.requests_of(self.tier), rows + stats.rows_of(self.tier))
-        });
+        let counts = self.catalogue.counts(&self.model);
+        let served =
+            counts.map_or((0, 0), |counts| (counts.requests_of(self.tier), counts.rows_of(self.tier)));
         let lately = (served.0 - self.served.0, served.1 - self.served.1);
         self.served = served;
         let slowness = directory.slowness(&self.catalogue.statuses(&self.model));
@@ -274,7 +313,7 @@ impl Tuned {
 }
 
 fn loads(catalogue: &Catalogue, model: &str, tier: usize) -> impl Iterator<Item = Load> {
-    catalogue.versions(model).map(move |served| {
+    catalogue.versions(model).into_iter().map(move |served| {
         let instances = served.serves.iter().filter(|serves| serves.contains(tier)).count() as u64;
         Load { instances, pace: served.pickup.pace() }
     })
@@ -290,39 +329,45 @@ impl Worker {
         wait_up(&mut self.publisher.state(), timeout).await
     }
 
-    /// Whether an instance thread has ended although nobody stopped it: it panicked, and its requests with it.
-    pub fn has_dead_instance(&self) -> bool {
-        self.instances.iter().any(JoinHandle::is_finished)
+    /// Stops runs that take too long; returns why an instance cannot go on, if so.
+    pub fn look_after_instances(&self) -> Option<Failure> {
+        self.instances.look_after(Instant::now())
     }
 
     /// Stops in flow order: not ready, consumers cancelled, unstarted work given back, running batches finished,
     /// answered and acknowledged. Returns whether everything was done within the grace period.
-    pub async fn drain(mut self) -> bool {
-        let deadline = tokio::time::Instant::now() + self.config.grace();
+    pub async fn drain(self) -> bool {
+        let end = tokio::time::Instant::now() + self.config.grace();
+        let deadline = end - CLOSED_WITHIN.min(self.config.grace() / 4);
         self.announcer.is_draining.store(true, Ordering::Relaxed);
         self.consumers.stop_consuming();
-        let mut unstarted = Vec::new();
-        for (served, _) in self.catalogue.all() {
-            unstarted.extend(served.pickup.close().into_iter().map(|job| (job.duty, Verdict::GiveBack)));
-        }
+        // Before the pickups close: what it would fetch after, given back each time, would count as runs that ended the process.
+        self.suspects.stop();
+        self.swaps.stop();
+        self.suspects.stopped(SUSPECTS_STOP_WITHIN).await;
+        let unstarted = self.instances.close().into_iter().map(|job| (job.duty, Verdict::GiveBack));
+        let unstarted: Vec<_> = unstarted.collect();
         info!(unstarted = unstarted.len(), "draining: consumers cancelled, unstarted work goes back");
         let _ = tokio::time::timeout_at(deadline, self.settlements.send(unstarted)).await;
         self.announcer.announce(&self.intake.routes).await;
-        let threads = std::mem::take(&mut self.instances);
-        let joining = tokio::task::spawn_blocking(move || {
-            threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()
-        });
+        let instances = Arc::clone(&self.instances);
+        let joining = tokio::task::spawn_blocking(move || instances.join());
         let instances_ended = tokio::time::timeout_at(deadline, joining).await.is_ok();
         // What is given back after the pickups closed still passes through intake; its sender must go too.
         self.tasks.stop();
         drop(self.settlements);
         let held = self.intake.held();
         let settled = tokio::time::timeout_at(deadline, held).await.is_ok();
-        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.consumers.close(left.max(Duration::from_secs(1))).await;
+        let left = end.saturating_duration_since(tokio::time::Instant::now());
         self.publishing.stop();
-        let unpublished = self.publishing.stopped(left.max(Duration::from_secs(1))).await;
-        self.directory.close().await;
+        let closing = tokio::time::timeout(left, self.directory.close());
+        // A model that is being loaded uses the library, which must not go before it does.
+        let (_, unpublished, _, _) = tokio::join!(
+            self.consumers.close(left),
+            self.publishing.stopped(left),
+            closing,
+            self.swaps.stopped(left)
+        );
         let is_clean = instances_ended && settled && unpublished == 0;
         if !is_clean {
             error!(

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::catalogue::Catalogue;
-use crate::inbound::intake::Route;
+use crate::inbound::route::Route;
 
 /// Announces one worker.
 pub struct Announcer {
@@ -62,6 +62,7 @@ impl Announcer {
     }
 
     fn status(&self, routes: &[Route]) -> WorkerStatus {
+        let all = self.catalogue.all().into_iter();
         WorkerStatus {
             format: FORMAT,
             worker: self.worker.clone(),
@@ -69,7 +70,8 @@ impl Announcer {
             now_ms: now_ms(),
             is_ready: self.is_ready(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
-            models: self.catalogue.all().map(|(served, is_default)| served.status(is_default)).collect(),
+            models: all.map(|(served, is_default)| served.status(is_default)).collect(),
+            problems: self.catalogue.problems(),
             lanes: routes.iter().map(|route| self.lane(route)).collect(),
         }
     }
@@ -81,13 +83,13 @@ impl Announcer {
 
     fn lane(&self, route: &Route) -> LaneStatus {
         let free = u64::try_from(route.budget.available_permits()).unwrap_or(0);
-        let versions = || self.catalogue.versions(&route.model);
+        let versions = self.catalogue.versions(&route.model);
         LaneStatus {
             model: route.model.clone(),
             tier: self.topology.tiers[route.tier].name.to_string(),
-            requests: versions().map(|served| served.pickup.waiting(route.tier) as u64).sum(),
+            requests: versions.iter().map(|served| served.pickup.waiting(route.tier) as u64).sum(),
             bytes: u64::from(route.budget_units).saturating_sub(free) * 1024,
-            served_rows: versions().map(|served| served.stats.rows_of(route.tier)).sum(),
+            served_rows: self.catalogue.counts(&route.model).map_or(0, |counts| counts.rows_of(route.tier)),
         }
     }
 }

@@ -5,7 +5,10 @@ mod chaos;
 mod compose_test;
 mod demo;
 mod down;
+mod evidence;
+mod faults;
 mod fleet;
+mod fuzz;
 mod setup;
 mod state;
 mod test;
@@ -44,6 +47,9 @@ enum Command {
     Down(down::Arguments),
     Test(test::Arguments),
     Chaos(chaos::Arguments),
+    Faults(faults::Arguments),
+    Evidence(evidence::Arguments),
+    Fuzz(fuzz::Arguments),
     ComposeTest(compose_test::Arguments),
     Bench(bench::Arguments),
 }
@@ -66,6 +72,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Down(arguments) => down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Chaos(arguments) => chaos::run(&arguments),
+        Command::Faults(arguments) => faults::run(&arguments),
+        Command::Evidence(arguments) => evidence::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::ComposeTest(arguments) => compose_test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }

@@ -11,11 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{ReplyMeta, Timing, header};
 use super::properties::{OddHeader, Properties};
+use crate::bounded;
 
 /// The content type of a bundle.
 pub const CONTENT_TYPE: &str = "application/vnd.millrace.replies";
 /// Replies in a bundle, at most.
 pub const MOST_REPLIES: usize = 1024;
+/// Longest name of a worker in one. Every reply has a copy of it.
+const MAX_WORKER_BYTES: usize = 255;
 /// What the head says of one reply takes about so many bytes.
 pub const HEAD_BYTES: usize = 300;
 
@@ -23,7 +26,7 @@ pub const HEAD_BYTES: usize = 300;
 struct Head<'a> {
     #[serde(borrow)]
     worker: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "bounded::list::<_, _, MOST_REPLIES>")]
     replies: Vec<Entry<'a>>,
 }
 
@@ -100,7 +103,7 @@ pub fn read(properties: &Properties, body: &Bytes) -> Result<Vec<(ReplyMeta, Byt
     let head_length = properties.count(header::HEADER_LENGTH)?.ok_or_else(parts)?;
     let head_length = usize::try_from(head_length).map_err(|_| parts())?;
     let head: Head<'_> = serde_json::from_slice(body.get(..head_length).ok_or_else(parts)?)?;
-    if head.replies.len() > MOST_REPLIES {
+    if head.worker.len() > MAX_WORKER_BYTES {
         return Err(parts());
     }
     let mut at = head_length;

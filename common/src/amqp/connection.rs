@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::tcp::OwnedTLSConfig;
 use lapin::{Connection, ConnectionProperties};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::address::Address;
-use super::guard;
+use super::{guard, tls};
 use crate::config::sections::Broker;
 use crate::lifecycle::Lifecycle;
 
@@ -24,6 +24,13 @@ pub type Generation = u64;
 
 /// A session this long counts as healthy; after it the pause before reconnecting starts small again.
 const HEALTHY: Duration = Duration::from_secs(10);
+/// The longest pause before reconnecting, to which up to as much again is added at random. A broker that has started again
+/// should see its fleet at work within seconds, and an attempt that is refused costs next to nothing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Between two looks whether a connection still stands.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a session may take to be set up; the broker's disk may be busy.
+const SET_UP_WITHIN: Duration = Duration::from_secs(30);
 /// How long a polite close may take before the socket is dropped. A blocked connection would never answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -85,29 +92,11 @@ impl Connector {
     /// # Errors
     /// [`ConnectError::TlsFile`].
     pub fn new(broker: &Broker, name: &str) -> Result<Self, ConnectError> {
-        let read = |what: &'static str, path: &str| {
-            std::fs::read(path).map_err(|error| ConnectError::TlsFile {
-                path: path.to_owned(),
-                what,
-                reason: error.to_string(),
-            })
-        };
-        let tls = &broker.tls;
-        let cert_chain = match tls.ca_file.as_str() {
-            "" => None,
-            path => Some(String::from_utf8_lossy(&read("broker.tls.ca_file", path)?).into_owned()),
-        };
-        let identity = match tls.certificate_file.as_str() {
-            "" => None,
-            path => Some(OwnedIdentity::PKCS8 {
-                pem: read("broker.tls.certificate_file", path)?,
-                key: read("broker.tls.key_file", &tls.key_file)?,
-            }),
-        };
+        let tls = tls::read(&broker.tls)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 addresses: broker.addresses.clone(),
-                tls: Tls(OwnedTLSConfig { identity, cert_chain }),
+                tls: Tls(tls),
                 connect_timeout: Duration::from_secs(broker.connect_timeout_seconds),
                 heartbeat: broker.heartbeat_seconds,
                 name: name.to_owned(),
@@ -149,15 +138,17 @@ impl Connector {
 fn refused(address: &Address, error: &lapin::Error) -> ConnectError {
     let text = error.to_string();
     let hint = if text.contains("ACCESS_REFUSED") || text.contains("ACCESS-REFUSED") {
-        " (check user and password; `guest` may only connect from the broker's own host)"
+        "check user and password in broker.addresses or MILLRACE_AMQP_URL; `guest` may only connect from the broker's own host"
     } else if text.contains("NOT_ALLOWED") || text.contains("NOT-ALLOWED") {
-        " (check that the virtual host exists and the user has permissions in it)"
+        "check that the virtual host in broker.addresses or MILLRACE_AMQP_URL exists and the user has permissions in it"
+    } else if let Some(hint) = tls::hint(&text).filter(|_| address.is_encrypted()) {
+        hint
     } else if text.contains("refused") {
-        " (is the broker running, and is this its port?)"
+        "is the broker running, and is this its port?"
     } else {
-        ""
+        return ConnectError::Refused { address: address.to_string(), reason: text };
     };
-    ConnectError::Refused { address: address.to_string(), reason: format!("{text}{hint}") }
+    ConnectError::Refused { address: address.to_string(), reason: format!("{text} ({hint})") }
 }
 
 /// What a supervised connection is doing.
@@ -177,6 +168,24 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Completes when the connection has ended. The client library does not tell everybody who waits for an answer over it.
+    pub(super) async fn gone(&self) {
+        while self.connection.status().connected() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The result of setting a session up, if it comes in time over a connection that stands.
+    pub(super) async fn set_up<T>(&self, setting_up: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            biased;
+            done = tokio::time::timeout(SET_UP_WITHIN, setting_up) => {
+                done.map_err(|_| End::Unusable(format!("the broker did not answer for {SET_UP_WITHIN:?}")))
+            }
+            () = self.gone() => Err(End::Lost),
+        }
+    }
+
     /// Tells watchers that the session is set up.
     pub(super) fn announce_up(&self) {
         self.state.send_replace(LinkState::Up(self.generation));
@@ -209,7 +218,7 @@ pub(super) async fn supervise<S>(
     let pauses = || {
         ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(10))
+            .with_max_delay(LONGEST_PAUSE)
             .with_factor(2.0)
             .without_max_times()
             .with_jitter()

@@ -74,6 +74,20 @@ pub struct Delivery {
     pub ticket: Ticket,
 }
 
+impl Delivery {
+    pub(super) fn of(queue: &Arc<str>, delivery: lapin::message::Delivery, ledger: &Arc<Ledger>) -> Self {
+        Self {
+            queue: Arc::clone(queue),
+            routing_key: delivery.routing_key.as_str().to_owned(),
+            is_redelivered: delivery.redelivered,
+            properties: Properties::from_lapin(delivery.properties),
+            body: delivery.data.into(),
+            received: Instant::now(),
+            ticket: ledger.ticket(delivery.delivery_tag),
+        }
+    }
+}
+
 /// Takes deliveries. Called one at a time per subscription; while a call waits, that subscription pauses.
 pub trait Accept: Send + Sync + 'static {
     /// Takes one delivery and sees to it that its ticket is used.
@@ -146,22 +160,12 @@ struct Session<A> {
 
 impl<A: Accept> AsyncSession for Session<A> {
     async fn run(&mut self, link: &Link) -> End {
-        if let Err(error) = self.topology.declare(&link.connection).await {
-            return End::Unusable(format!("cannot declare what this process consumes from: {error}"));
-        }
         let waiting = Arc::new(Notify::new());
-        let mut consumers = Vec::with_capacity(self.subscriptions.len());
-        for subscription in &self.subscriptions {
-            match self.subscribe(link, subscription, &waiting).await {
-                Ok(consumer) => consumers.push(consumer),
-                Err(error) => {
-                    let queue = &subscription.queue;
-                    return End::Unusable(format!(
-                        "cannot consume `{queue}` ({error}); create it with `millrace topology apply`"
-                    ));
-                }
-            }
-        }
+        let mut consumers = match link.set_up(self.consumers(link, &waiting)).await {
+            Ok(Ok(consumers)) => consumers,
+            Ok(Err(reason)) => return End::Unusable(reason),
+            Err(end) => return end,
+        };
         link.announce_up();
         let ledgers: Vec<Arc<Ledger>> =
             consumers.iter().map(|consumer| Arc::clone(&consumer.ledger)).collect();
@@ -194,6 +198,7 @@ impl<A: Accept> AsyncSession for Session<A> {
         tokio::select! {
             () = consuming => {}
             () = keep_ticking(&ledgers, &waiting) => {}
+            () = link.gone() => {}
         }
         // The second tick takes what stands behind unfinished deliveries.
         flush(&ledgers);
@@ -208,6 +213,21 @@ impl<A: Accept> AsyncSession for Session<A> {
 }
 
 impl<A: Accept> Session<A> {
+    /// All consumers, of queues that are declared before; or why they cannot be had.
+    async fn consumers(&self, link: &Link, waiting: &Arc<Notify>) -> Result<Vec<Forwarder>, String> {
+        let declared = self.topology.declare(&link.connection).await;
+        declared.map_err(|error| format!("cannot declare what this process consumes from: {error}"))?;
+        let mut consumers = Vec::with_capacity(self.subscriptions.len());
+        for subscription in &self.subscriptions {
+            let queue = &subscription.queue;
+            let consumer = self.subscribe(link, subscription, waiting).await;
+            consumers.push(consumer.map_err(|error| {
+                format!("cannot consume `{queue}` ({error}); create it with `millrace topology apply`")
+            })?);
+        }
+        Ok(consumers)
+    }
+
     async fn subscribe(
         &self,
         link: &Link,
@@ -363,15 +383,7 @@ impl Forwarder {
     }
 
     fn convert(&self, delivery: lapin::message::Delivery) -> Delivery {
-        Delivery {
-            queue: Arc::clone(&self.queue),
-            routing_key: delivery.routing_key.as_str().to_owned(),
-            is_redelivered: delivery.redelivered,
-            properties: Properties::from_lapin(delivery.properties),
-            body: delivery.data.into(),
-            received: Instant::now(),
-            ticket: self.ledger.ticket(delivery.delivery_tag),
-        }
+        Delivery::of(&self.queue, delivery, &self.ledger)
     }
 }
 

@@ -16,6 +16,9 @@ pub mod header {
     pub const BUDGET_MS: &str = "x-budget-ms";
     pub const MODEL_VERSION: &str = "x-model-version";
     pub const ATTEMPT: &str = "x-attempt";
+    pub const VERSION_HOPS: &str = "x-version-hops";
+    pub const REDELIVERIES: &str = "x-redeliveries";
+    pub const DELIVERY_COUNT: &str = "x-delivery-count";
     pub const TENANT: &str = "x-tenant";
     pub const TRACEPARENT: &str = "traceparent";
     pub const TRACESTATE: &str = "tracestate";
@@ -31,6 +34,7 @@ pub mod header {
     pub const WORKER: &str = "x-worker";
     pub const DEAD_REASON: &str = "x-dead-reason";
     pub const DEAD_DETAIL: &str = "x-dead-detail";
+    pub const REDRIVE_OF: &str = "x-redrive-of";
 }
 
 /// The AMQP priority that means *urgent* within a tier; any lower or no value means normal.

@@ -71,7 +71,8 @@ impl Properties {
         Self { basic: BasicProperties::default().with_delivery_mode(2), headers: None }
     }
 
-    pub(super) fn from_lapin(basic: BasicProperties) -> Self {
+    /// As the client library hands them over.
+    pub fn from_lapin(basic: BasicProperties) -> Self {
         Self { basic, headers: None }
     }
 
@@ -191,6 +192,15 @@ impl Properties {
     pub fn with_count(mut self, name: &str, value: u64) -> Self {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
         self.headers_mut().insert(name.into(), AMQPValue::LongLongInt(value));
+        self
+    }
+
+    /// Without these headers.
+    #[must_use]
+    pub fn without(mut self, names: &[&str]) -> Self {
+        let headers = std::mem::take(self.headers_mut()).inner().clone();
+        let kept = headers.into_iter().filter(|(name, _)| !names.contains(&name.as_str()));
+        self.headers = Some(kept.collect::<std::collections::BTreeMap<_, _>>().into());
         self
     }
 

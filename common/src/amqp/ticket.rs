@@ -59,6 +59,11 @@ impl Ticket {
         self.ledger.give_back(self.tag);
         Ok(())
     }
+
+    /// Whether its connection or channel is gone, so that it can no longer be settled.
+    pub fn is_stale(&self) -> bool {
+        self.ledger.check().is_err()
+    }
 }
 
 /// Ticks ledgers for ever, whenever one of them has something waiting.

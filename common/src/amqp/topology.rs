@@ -4,6 +4,7 @@
 
 mod declare;
 mod names;
+mod policies;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,11 @@ use crate::config::sections::{MAX_SHARDS, TierSettings, Topology as Settings};
 
 pub use declare::{ApplyError, DeclareError, apply, delete_queue};
 pub use names::Names;
+
+/// Runs of a suspect by itself that may end with their process; after the last it is poison.
+const SOLO_RUNS: i64 = 3;
+/// Brokers from 4.0 drop what they have delivered 20 times unless told otherwise: also what was only looked at.
+const LOOKED_AT: i64 = 1_000_000;
 
 /// Kinds of exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,7 +185,9 @@ impl Topology {
         let mut topology = Self::default();
         topology.exchange(names.request_exchange(), ExchangeKind::Topic);
         topology.exchange(names.reply_exchange(), ExchangeKind::Direct);
+        topology.exchange(names.solo_exchange(), ExchangeKind::Direct);
         topology.exchange(names.status_exchange(), ExchangeKind::Topic);
+        topology.exchange(names.control_exchange(), ExchangeKind::Fanout);
         for &delay_ms in &settings.retry_delays_ms {
             let mut held = durable(QueueKind::Quorum);
             held.extend(arguments([
@@ -191,23 +199,49 @@ impl Topology {
             topology.fanout_queue(names.retry(delay_ms), held);
         }
         let mut inbox = durable(QueueKind::Quorum);
-        inbox.extend(arguments([("x-overflow", text("reject-publish"))]));
+        inbox.extend(arguments([
+            ("x-overflow", text("reject-publish")),
+            ("x-delivery-limit", Argument::Number(LOOKED_AT)),
+        ]));
         topology.fanout_queue(names.dead_inbox(), inbox);
         // Evidence, not duties: when full it drops its oldest, so that it never stops settlement.
         let mut evidence = durable(QueueKind::Quorum);
-        evidence.extend(arguments([("x-overflow", text("drop-head"))]));
+        evidence.extend(arguments([
+            ("x-overflow", text("drop-head")),
+            ("x-delivery-limit", Argument::Number(LOOKED_AT)),
+        ]));
         topology.fanout_queue(names.dead(), evidence);
-        topology.policies = policies(settings);
+        topology.policies = policies::policies(settings);
         topology
     }
 
-    /// The tier queues of one model.
+    /// The tier queues of one model, and the queue of its suspects.
     pub fn model(settings: &Settings, model: &str) -> Self {
         let mut topology = Self::default();
         for tier in &settings.tiers {
             topology.add_tier(settings, model, tier);
         }
+        topology.add_solo(settings, model);
         topology
+    }
+
+    /// Three runs for each that is put there; the broker counts those that ended with their process.
+    fn add_solo(&mut self, settings: &Settings, model: &str) {
+        let names = settings.names();
+        let mut with = durable(QueueKind::Quorum);
+        with.extend(arguments([
+            ("x-overflow", text("reject-publish")),
+            ("x-dead-letter-exchange", text(&names.dead_inbox())),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-delivery-limit", Argument::Number(SOLO_RUNS - 1)),
+        ]));
+        let name = names.solo_queue(model);
+        self.bindings.extend(settings.tiers.iter().map(|tier| Binding {
+            exchange: names.solo_exchange(),
+            queue: name.clone(),
+            routing_key: Names::request_key(model, &tier.name),
+        }));
+        self.queues.push(Queue { name, kind: QueueKind::Quorum, arguments: with });
     }
 
     fn add_tier(&mut self, settings: &Settings, model: &str, tier: &TierSettings) {
@@ -293,6 +327,18 @@ impl Topology {
         }
     }
 
+    /// A private queue that hears what all workers are told.
+    pub fn control_listener(settings: &Settings, queue: &str) -> Self {
+        let exchange = settings.names().control_exchange();
+        let name = queue.to_owned();
+        let arguments = arguments([("x-max-length", Argument::Number(10_000))]);
+        Self {
+            bindings: vec![Binding { exchange, queue: name.clone(), routing_key: String::new() }],
+            queues: vec![Queue { name, kind: QueueKind::Exclusive, arguments }],
+            ..Self::default()
+        }
+    }
+
     /// Adds the objects of `other`.
     pub fn extend(&mut self, other: Self) {
         self.exchanges.extend(other.exchanges);
@@ -339,32 +385,4 @@ fn held(settings: &Settings) -> Arguments {
         ])),
     }
     with
-}
-
-fn policies(settings: &Settings) -> Vec<Policy> {
-    let prefix = settings.prefix.replace('.', "\\.");
-    let number = |value: u64| Argument::Number(i64::try_from(value).unwrap_or(i64::MAX));
-    let mut policies: Vec<Policy> = settings
-        .tiers
-        .iter()
-        .map(|tier| Policy {
-            name: format!("{}.request.{}", settings.prefix, tier.name),
-            // Shards that the tier does not have (any more) too: what still waits in their queues must not wait for ever.
-            pattern: format!("^{prefix}\\.request\\.[A-Za-z0-9_-]+\\.{}(\\.[0-9]+)?$", tier.name),
-            priority: 10,
-            // Whoever says truly who he is can fill his own shard only.
-            definition: arguments([
-                ("max-length", number(tier.max_length.div_ceil(tier.shards.into()))),
-                ("max-length-bytes", number(tier.max_length_bytes.div_ceil(tier.shards.into()))),
-                ("message-ttl", number(tier.default_budget_ms)),
-            ]),
-        })
-        .collect();
-    policies.push(Policy {
-        name: format!("{}.dead", settings.prefix),
-        pattern: format!("^{prefix}\\.dead(\\.inbox)?$"),
-        priority: 10,
-        definition: arguments([("max-length", number(settings.dead_max_length))]),
-    });
-    policies
 }

@@ -5,7 +5,8 @@
 
 use std::path::Path;
 
-use config::{Config, Environment, File, FileFormat};
+use config::builder::DefaultState;
+use config::{Config, ConfigBuilder, Environment, File, FileFormat};
 use serde::de::DeserializeOwned;
 
 /// Why a configuration cannot be used. The texts name key, value and remedy.
@@ -76,6 +77,19 @@ where
         let addresses: Vec<&str> = address.split(',').collect();
         layers = layers.set_override("broker.addresses", addresses)?;
     }
+    checked(layers)
+}
+
+/// As [`load`], of a file's text alone: the environment says nothing.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load_text<T: DeserializeOwned + Validate>(defaults: &str, text: &str) -> Result<T, ConfigError> {
+    let layer = |text| File::from_str(text, FileFormat::Toml);
+    checked(Config::builder().add_source(layer(defaults)).add_source(layer(text)))
+}
+
+fn checked<T: DeserializeOwned + Validate>(layers: ConfigBuilder<DefaultState>) -> Result<T, ConfigError> {
     let loaded: T = layers.build()?.try_deserialize()?;
     loaded.validate()?;
     Ok(loaded)

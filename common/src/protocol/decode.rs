@@ -64,7 +64,7 @@ pub enum DecodeError {
 
 /// Decodes a request.
 ///
-/// Binary tensors are slices of `bytes`, not copies. JSON tensors allocate at most about eight times their text.
+/// Binary tensors are slices of `bytes`, not copies. JSON tensors allocate at most about four times their text.
 ///
 /// # Errors
 /// [`DecodeError`]; nothing is kept of a body that fails.

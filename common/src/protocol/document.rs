@@ -5,13 +5,14 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 
 use super::codec::{
     BINARY_DATA, BINARY_DATA_SIZE, MAX_ID_BYTES, MAX_NAME_BYTES, MAX_PARAMETERS, MAX_RANK, MAX_TENSORS,
 };
 use super::request::{Parameter, Parameters};
+use crate::bounded::{Bounded, no_string};
 
 #[derive(serde::Deserialize)]
 pub(super) struct RawRequest<'a> {
@@ -58,15 +59,6 @@ pub(super) struct RawTensor<'a> {
     pub(super) data: Option<&'a RawValue>,
 }
 
-/// Refuses a string where something else belongs.
-///
-/// Each visitor below that takes no strings answers them so, and is driven by `deserialize_any`: the defaults of serde
-/// and serde_json quote the whole of what they were given, and a caller could make the error as long as the body,
-/// several times longer where characters need escapes.
-fn no_string<E: serde::de::Error>(expected: &dyn serde::de::Expected) -> E {
-    E::invalid_type(Unexpected::Other("a string"), expected)
-}
-
 /// A JSON object. The derived `Deserialize` of a struct would take an array of its fields in order as well.
 pub(super) struct Object<T>(pub(super) T);
 
@@ -111,35 +103,6 @@ impl<'de> Deserialize<'de> for Dimension {
             }
         }
         deserializer.deserialize_any(Size).map(Self)
-    }
-}
-
-/// An array of at most `N` items: refused while reading, before the rest is allocated.
-pub(super) struct Bounded<T, const N: usize>(pub(super) Vec<T>);
-
-impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Bounded<T, N> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Items<T, const N: usize>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for Items<T, N> {
-            type Value = Vec<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "an array of at most {N} items")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = sequence.next_element()? {
-                    if items.len() == N {
-                        return Err(serde::de::Error::invalid_length(N + 1, &self));
-                    }
-                    items.push(item);
-                }
-                Ok(items)
-            }
-            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Vec<T>, E> {
-                Err(no_string(&self))
-            }
-        }
-        deserializer.deserialize_any(Items::<T, N>(PhantomData)).map(Self)
     }
 }
 

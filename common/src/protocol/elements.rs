@@ -10,15 +10,14 @@ use super::tensor::{BytesElements, Datatype, element_count, push_bytes_element};
 /// Parses a tensor's JSON `data` into bytes.
 ///
 /// Accepts a flat array in row-major order, or arrays nested as `shape` says; a bare scalar where the rank is 0.
-/// Allocates no more than `raw.len() / 2 + 1` elements, and never more than the shape has.
+/// Allocates at most four bytes for each of `raw`'s: what it is unescaped in included, and never more than the shape has.
 ///
 /// # Errors
 /// A message for the caller: wrong count, wrong nesting, a value outside the datatype's range.
 pub fn parse(raw: &str, datatype: Datatype, shape: &[i64]) -> Result<Vec<u8>, ElementError> {
     let total = element_count(shape).map_err(|error| ElementError(error.to_string()))?;
-    // Every element costs at least one character and a separator, so hostile shapes reserve nothing.
-    let reserved = total.min(raw.len() / 2 + 1) * datatype.element_size().unwrap_or(4);
-    let mut sink = Sink { datatype, shape, total, count: 0, data: Vec::with_capacity(reserved) };
+    let data = Vec::with_capacity(most_bytes(raw, datatype, total));
+    let mut sink = Sink { datatype, shape, total, count: 0, data };
     let mut deserializer = serde_json::Deserializer::from_str(raw);
     let item = Item { sink: &mut sink, depth: 0 };
     item.deserialize(&mut deserializer)
@@ -31,6 +30,33 @@ pub fn parse(raw: &str, datatype: Datatype, shape: &[i64]) -> Result<Vec<u8>, El
         return Err(ElementError(format!("{} elements given, shape {shape:?} has {total}", sink.count)));
     }
     Ok(sink.data)
+}
+
+/// What the elements of `raw` can take at most, so that hostile shapes reserve nothing and nothing has to grow.
+fn most_bytes(raw: &str, datatype: Datatype, total: usize) -> usize {
+    let Some(size) = datatype.element_size() else {
+        // Each has two quotes and a separator beside its text, and four bytes of length.
+        return raw.len() + total.min(raw.len() / 3 + 1);
+    };
+    // Each has a character and a separator. A string with escapes is unescaped in a buffer of up to three times its length;
+    // where there is one it must not count as elements too.
+    let most = if raw.contains('\\') { separators(raw) } else { raw.len() / 2 };
+    total.min(most + 1) * size
+}
+
+/// Commas outside strings.
+fn separators(raw: &str) -> usize {
+    let (mut count, mut is_text, mut is_escaped) = (0, false, false);
+    for byte in raw.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b',' if !is_text => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// Why a JSON `data` value does not fit its tensor.

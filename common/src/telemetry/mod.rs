@@ -1,3 +1,4 @@
 //! What a process tells about itself.
 
 pub mod logs;
+mod stderr;

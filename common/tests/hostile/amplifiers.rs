@@ -17,6 +17,15 @@ pub(crate) fn amplifiers() -> Vec<(&'static str, String)> {
         ("empty strings", flat("BYTES", "\"\"", 200_000)),
         ("short strings", flat("BYTES", "\"abcdef\"", 100_000)),
         ("escaped strings", flat("BYTES", r#""\n""#, 100_000)),
+        // Refused, for no number is such a text, but not before it is unescaped.
+        (
+            "a text among numbers",
+            inputs(&tensor("FP64", "[200001]", &format!("{},\"{long}{long}\\n\"", join("1", 200_000)), 1)),
+        ),
+        (
+            "a text full of commas",
+            inputs(&tensor("FP64", "[400000]", &format!("\"\\n{}\"", ",".repeat(400_000)), 1)),
+        ),
         ("one long string", flat("BYTES", &format!("\"{long}\""), 1)),
         ("one long string with an escape", flat("BYTES", &format!("\"{long}\\n\""), 1)),
         ("empty rows", inputs(&tensor("FP64", "[100000,0]", "[]", 100_000))),

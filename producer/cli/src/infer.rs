@@ -57,6 +57,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     urgent: bool,
 
+    /// Want the model's own answer or none: no other version's, no smaller model's, no default
+    #[arg(long)]
+    refuse_degraded: bool,
+
     /// Send tensors as JSON
     #[arg(long, conflicts_with = "binary")]
     json: bool,
@@ -98,6 +102,9 @@ pub(crate) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     let (outcome, took) = ended?;
     match outcome {
         Ok(response) => {
+            if let Some(degraded) = response.degraded() {
+                eprintln!("millrace: a degraded answer: {degraded}");
+            }
             if global.verbose > 0 {
                 tell_timing(&response, took);
             }
@@ -146,6 +153,9 @@ async fn infer(
     }
     if arguments.urgent {
         request = request.urgent();
+    }
+    if arguments.refuse_degraded {
+        request = request.refuse_degraded();
     }
     if arguments.json {
         request = request.json();

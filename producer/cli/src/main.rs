@@ -1,5 +1,7 @@
 //! The `millrace` command. Each command has its file or folder; [`exit`] knows what the process ends with.
 
+mod cancel;
+mod dead;
 mod demo;
 mod doctor;
 mod exit;
@@ -60,6 +62,8 @@ enum Command {
     Submit(submit::Arguments),
     Infer(infer::Arguments),
     Models(models::Arguments),
+    Cancel(cancel::Arguments),
+    Dead(dead::Arguments),
     Topology(topology::Arguments),
     Doctor(doctor::Arguments),
     Demo(demo::Arguments),
@@ -89,6 +93,8 @@ async fn run(global: Global, command: Command) -> anyhow::Result<Exit> {
         Command::Submit(arguments) => submit::run(&global, arguments).await,
         Command::Infer(arguments) => infer::run(&global, &arguments).await,
         Command::Models(arguments) => models::run(&global, &arguments).await,
+        Command::Cancel(arguments) => cancel::run(&global, &arguments).await,
+        Command::Dead(arguments) => dead::run(&global, arguments).await,
         Command::Topology(arguments) => topology::run(&global, arguments).await,
         Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
         Command::Demo(arguments) => demo::run(&global, &arguments).await,

@@ -50,6 +50,11 @@ pub(crate) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     } else if !models.is_empty() {
         output::print(&table(&models).to_string())?;
     }
+    for worker in now.workers() {
+        for problem in &worker.problems {
+            eprintln!("worker {}: {problem}", worker.worker);
+        }
+    }
     if now.workers().next().is_none() {
         eprintln!("no worker is alive: {NOBODY}");
         return Ok(Exit::Failed);
@@ -94,7 +99,11 @@ fn gather(before: &Fleet, now: &Fleet) -> Vec<Model> {
             model.is_default |= served.is_default;
             model.rows += served.rows;
             let draining = if worker.is_ready { "" } else { " (draining)" };
-            model.workers.push(format!("{}{draining}", worker.worker));
+            let broken = match served.breaker.as_str() {
+                "open" | "half_open" => format!(" (circuit breaker {})", served.breaker),
+                _ => String::new(),
+            };
+            model.workers.push(format!("{}{draining}{broken}", worker.worker));
             model.instances.extend(served.instances.iter().cloned());
             if let Some(rate) = rate(before, now, &worker.worker, &served.name, served.version) {
                 *model.rows_per_second.get_or_insert(0) += rate;

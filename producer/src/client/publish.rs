@@ -15,12 +15,21 @@ use crate::outgoing::Outgoing;
 
 /// The part of its budget that a request may wait for room to be published: one in so many.
 const WAIT_FOR_ROOM: u32 = 8;
+/// What a client is told to wait while the broker takes nothing: an alarm lasts seconds, or until people come.
+const BLOCKED_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before a request whose outcome is unknown is published again, under the same id.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 
 impl Client {
     /// Lets a request through the gate.
     pub(super) fn admit(&self, routing_key: &str) -> Result<Pass, Error> {
+        if self.inner.publisher.is_blocked() {
+            return Err(Error::Refused {
+                code: Code::Overloaded,
+                message: "the broker takes nothing: it is out of memory or disk".to_owned(),
+                retry_after: Some(BLOCKED_PAUSE),
+            });
+        }
         let admitted = self.gate().admit(routing_key, Instant::now().into_std());
         let admission = admitted.map_err(|pause| full(routing_key, pause))?;
         Ok(Pass { client: self.clone(), routing_key: routing_key.to_owned(), admission, is_answered: false })

@@ -129,6 +129,7 @@ fn whole(requests: &[&Request], deadline: Instant, has_manifest: bool) -> Reques
         deadline: Some(deadline.saturating_duration_since(Instant::now())),
         correlation_id,
         is_urgent: false,
+        refuses_degraded: first.refuses_degraded,
         encoding: first.encoding,
         body,
     }

@@ -70,6 +70,16 @@ pub fn scale(factor: f32) -> ModelProto {
         .into_model()
 }
 
+/// `y` = `x` · factor, its four equal values in a file at this path from the model's.
+pub fn scale_in_file(location: &str) -> ModelProto {
+    GraphBuilder::new("scale")
+        .input("x", DataType::Float, &ROW_OF_4)
+        .output("y", DataType::Float, &ROW_OF_4)
+        .initializer(TensorProto::in_file("factor", &[4], location))
+        .node("Mul", &["x", "factor"], &["y"])
+        .into_model()
+}
+
 /// `y` = `x` · `mask`, FP32 `[batch, sequence]`, and `sum` over it, `[batch, 1]`: what is masked changes neither.
 pub fn masked() -> ModelProto {
     const ROW: [Dim; 2] = [BATCH, Dim::Named("sequence")];

@@ -3,7 +3,7 @@
 //!
 //! Field numbers are those of `onnx.proto3` (IR version 14). Written out rather than generated because a
 //! build without `protoc` matters more than completeness: fields no test needs (functions, training, sparse
-//! and quantised data, external data) are skipped on decoding and therefore lost if a decoded model is
+//! and quantised data) are skipped on decoding and therefore lost if a decoded model is
 //! encoded again.
 
 mod data_type;
@@ -255,4 +255,9 @@ pub struct TensorProto {
     pub double_data: Vec<f64>,
     #[prost(uint64, repeated, tag = "11")]
     pub uint64_data: Vec<u64>,
+    /// `location` of the file that holds the values, where [`TensorProto::EXTERNAL`] is the data's location.
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<StringStringEntryProto>,
+    #[prost(int32, tag = "14")]
+    pub data_location: i32,
 }

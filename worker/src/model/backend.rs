@@ -1,8 +1,11 @@
 //! What any back end does: one batch in, outputs read where they lie.
 
+use std::time::Duration;
+
 use millrace_common::protocol::status::Code;
 
 use super::signature::Signature;
+use crate::guard::watchdog::Stopper;
 use crate::schedule::batch::{BatchInput, BatchOutput};
 
 /// Runs batches. Owned by one thread.
@@ -20,6 +23,9 @@ pub trait Backend: Send {
 
     /// The model's inputs and outputs.
     fn signature(&self) -> &Signature;
+
+    /// What ends its runs from another thread; one that is stopped fails. One that never ends can else only be ended with its process.
+    fn stopper(&self) -> Box<dyn Stopper>;
 }
 
 /// A run that gave no outputs.
@@ -36,6 +42,12 @@ pub enum BackendError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The run was stopped: it took too long.
+    #[error("the model did not answer within {limit:?}")]
+    Timeout {
+        /// How long it may take.
+        limit: Duration,
+    },
     /// An output of a type that the protocol cannot carry.
     #[error("output `{name}` is {found}, which the protocol cannot carry")]
     Output {
@@ -51,12 +63,8 @@ impl BackendError {
     pub fn code(&self) -> Code {
         match self {
             Self::Model(_) => Code::BackendError,
+            Self::Timeout { .. } => Code::BackendTimeout,
             Self::Input { .. } | Self::Output { .. } => Code::InvalidInput,
         }
-    }
-
-    /// Whether another attempt might succeed. A model's failure on an input repeats itself.
-    pub fn is_retryable(&self) -> bool {
-        false
     }
 }

@@ -1,5 +1,6 @@
 //! A model's own `config.toml`. Optional: what it leaves out is derived from the ONNX file.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use millrace_common::config::load::{Invalid, Validate};
@@ -8,10 +9,12 @@ use millrace_common::tier::Tier;
 use serde::Deserialize;
 
 use super::padding::PaddingConfig;
+use crate::guard::breaker::BreakerConfig;
+use crate::guard::ladder::RungConfig;
 use crate::schedule::tier_set::TierSet;
 
 /// `<repository>/<model>/config.toml`, with Triton's names.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// Most rows of a batch. Left out: 64 where rows can be batched, else 1.
@@ -27,6 +30,29 @@ pub struct ModelConfig {
     /// Whether rows of different requests may share a batch. Off for models whose result depends on batch mates, such as
     /// dynamically quantised ones (their scale spans the batch).
     pub batch_safe: Option<bool>,
+    /// How long a batch may run. Then it is stopped and its parts run apart, as where it fails; a back end that cannot be stopped
+    /// ends the worker.
+    pub inference_timeout_seconds: u32,
+    /// Leaves the model alone for a while when it fails.
+    pub circuit_breaker: BreakerConfig,
+    /// What requests get then: the rungs of each tier's ladder, from the top.
+    pub degradation: Vec<RungConfig>,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            max_batch_size: None,
+            dynamic_batching: DynamicBatching::default(),
+            instance_group: Vec::new(),
+            model_warmup: None,
+            version_policy: VersionPolicy::default(),
+            batch_safe: None,
+            inference_timeout_seconds: 60,
+            circuit_breaker: BreakerConfig::default(),
+            degradation: Vec::new(),
+        }
+    }
 }
 
 /// `[dynamic_batching]`.
@@ -159,6 +185,19 @@ impl Default for VersionPolicy {
     }
 }
 
+impl VersionPolicy {
+    /// Those of these versions that are served.
+    pub fn choose(&self, versions: &BTreeSet<u64>) -> BTreeSet<u64> {
+        match self {
+            Self::All {} => versions.clone(),
+            Self::Latest { num_versions } => versions.iter().rev().take(*num_versions).copied().collect(),
+            Self::Specific { versions: wanted } => {
+                versions.iter().filter(|version| wanted.contains(version)).copied().collect()
+            }
+        }
+    }
+}
+
 impl ModelConfig {
     /// Checks the instance groups' tiers against those there are.
     ///
@@ -170,6 +209,14 @@ impl ModelConfig {
         if let Some(unknown) = named.find(|named| !tiers.iter().any(|tier| tier.name == **named)) {
             return Err(Invalid::new(
                 "instance_group.tiers",
+                unknown,
+                format!("topology.tiers has {}", known()),
+            ));
+        }
+        let mut degraded = self.degradation.iter().flat_map(|rung| &rung.tiers);
+        if let Some(unknown) = degraded.find(|named| !tiers.iter().any(|tier| tier.name == **named)) {
+            return Err(Invalid::new(
+                "degradation.tiers",
                 unknown,
                 format!("topology.tiers has {}", known()),
             ));
@@ -191,6 +238,9 @@ impl Validate for ModelConfig {
         if let Some(size) = self.max_batch_size {
             within("max_batch_size", size.into(), 1, 65_536)?;
         }
+        within("inference_timeout_seconds", self.inference_timeout_seconds.into(), 1, 86_400)?;
+        self.circuit_breaker.validate()?;
+        self.degradation.iter().try_for_each(RungConfig::validate)?;
         let delay = self.dynamic_batching.max_queue_delay_microseconds;
         within("dynamic_batching.max_queue_delay_microseconds", delay, 0, 10_000_000)?;
         for &size in &self.dynamic_batching.preferred_batch_size {
@@ -237,6 +287,7 @@ mod tests {
             max_batch_size = 32
             batch_safe = false
             model_warmup = false
+            inference_timeout_seconds = 5
             version_policy = { latest = { num_versions = 2 } }
             [dynamic_batching]
             preferred_batch_size = [8, 16]
@@ -255,6 +306,7 @@ mod tests {
         assert_eq!(config.instance_group[0].kind, InstanceKind::Cuda);
         for bad in [
             "max_batch_size = 0",
+            "inference_timeout_seconds = 0",
             "dynamic_batching = { preferred_batch_size = [0] }",
             "dynamic_batching = { max_padded_elements = 0 }",
             "dynamic_batching.padding = { values = {} }",

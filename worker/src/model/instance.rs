@@ -1,22 +1,89 @@
 //! A thread that owns a back end: collects a batch, runs it, splits it into answers.
 
-use std::borrow::Cow;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millrace_common::amqp::message::Timing;
-use millrace_common::protocol::codec::{ResponseHead, TensorView, encode_response};
 use millrace_common::protocol::status::Code;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::assemble::{answers_of, stacked};
 use super::backend::{Backend, BackendError};
-use crate::catalogue::ServedVersion;
+use super::bisect::{self, End};
+use crate::catalogue::{Catalogue, ServedVersion};
+use crate::guard::breaker::Calls;
+use crate::guard::ladder::{Instead, Reason, descend, refusal};
+use crate::guard::watchdog::{Found, Watch};
+use crate::inbound::cancelled::Cancelled;
 use crate::job::{Answer, Job, Settlement, Verdict};
-use crate::schedule::batch::{BatchError, BatchInput, BatchOutput, split, stack};
+use crate::outbound::readers::{Readers, Trouble};
+use crate::schedule::batch::BatchError;
 use crate::schedule::pickup::Collected;
-use crate::schedule::runs::cut;
 use crate::schedule::tier_set::TierSet;
+
+/// The least that a part of a batch that was stopped may take.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
+
+/// A thread with its back end.
+#[derive(Debug)]
+pub struct Instance {
+    served: Arc<ServedVersion>,
+    thread: JoinHandle<()>,
+    watch: Arc<Watch>,
+}
+
+/// Why an instance cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Its thread has ended although nobody stopped it: it panicked, and its requests with it.
+    Crashed,
+    /// Its back end neither answers nor can be stopped.
+    Hung,
+}
+
+impl Instance {
+    /// Whose instance it is.
+    pub fn served(&self) -> &Arc<ServedVersion> {
+        &self.served
+    }
+
+    /// Whether its thread has ended.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Once its thread has ended: whether that was not because its version is served no more.
+    pub fn has_crashed(self) -> bool {
+        self.thread.join().is_err() || !self.served.pickup.is_closed()
+    }
+
+    /// Stops a run that takes too long; returns whether it can neither end nor be stopped.
+    pub fn is_hung(&self, now: Instant) -> bool {
+        let found = self.watch.look(now);
+        if found == Found::Late {
+            let model = &self.served.model;
+            warn!(model = %model, version = self.served.version, "a run takes too long and is stopped");
+        }
+        found == Found::Hung
+    }
+}
+
+/// What instances share.
+#[derive(Clone, Debug)]
+pub struct Around {
+    /// Everything served.
+    pub catalogue: Arc<Catalogue>,
+    /// Requests that are not to run any more.
+    pub cancelled: Arc<Cancelled>,
+    /// Requesters that are gone.
+    pub readers: Arc<Readers>,
+    /// The longest answer.
+    pub max_reply_bytes: usize,
+    /// Where answers go.
+    pub settlements: mpsc::Sender<Vec<Settlement>>,
+}
 
 /// Starts an instance of these tiers on its own thread; it ends when the version's pickup closes.
 ///
@@ -26,23 +93,101 @@ pub fn spawn(
     mut backend: Box<dyn Backend>,
     serves: TierSet,
     served: Arc<ServedVersion>,
-    max_reply_bytes: usize,
-    settlements: mpsc::Sender<Vec<Settlement>>,
-) -> std::io::Result<std::thread::JoinHandle<()>> {
+    around: Around,
+) -> std::io::Result<Instance> {
     let name = format!("{}:{}", served.model, served.version);
-    std::thread::Builder::new().name(name).spawn(move || {
-        let send = |settled: Vec<Settlement>| settlements.blocking_send(settled).is_ok();
-        while let Some(Collected { batch, expired, charged }) = served.pickup.collect(serves) {
-            let expired: Vec<Settlement> = expired.into_iter().map(too_late).collect();
-            if !expired.is_empty() && !send(expired) {
+    let watch = Arc::new(Watch::new(backend.stopper()));
+    let (watched, watching) = (Arc::clone(&served), Arc::clone(&watch));
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let Around { catalogue, cancelled, readers, max_reply_bytes, settlements } = around;
+        let send =
+            |settled: Vec<Settlement>| settled.is_empty() || settlements.blocking_send(settled).is_ok();
+        let mut is_back = false;
+        while let Some(Collected { batch, expired, charged }) = served.pickup.collect(serves, is_back) {
+            is_back = true;
+            let is_cancelled =
+                |job: &Job| cancelled.contains(&job.duty.tenant, job.duty.request_id.as_deref());
+            let now = Instant::now();
+            let is_gone = |job: &Job| {
+                let key = job.duty.reply_to.as_ref();
+                key.is_some_and(|key| readers.trouble(key.as_str(), now) == Some(Trouble::Gone))
+            };
+            let is_unwanted = |job: &Job| is_cancelled(job) || is_gone(job);
+            let (unwanted, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_unwanted);
+            let requests = unwanted.iter().map(|job| (job.tier, &job.duty.tenant, job.rows));
+            served.pickup.failed(requests, charged, Duration::ZERO);
+            let expired = expired.into_iter().map(too_late);
+            let unwanted = unwanted.into_iter().map(|job| match is_cancelled(&job) {
+                true => (job.duty, Verdict::cancelled()),
+                false => (job.duty, Verdict::gone()),
+            });
+            if !send(expired.chain(unwanted).collect()) {
                 return;
             }
-            let run = Run { backend: &mut *backend, served: &served, max_reply_bytes, charged };
-            if !batch.is_empty() && !run.answer(batch, &send) {
+            if batch.is_empty() {
+                continue;
+            }
+            if !is_permitted(&served, &batch) {
+                let requests = batch.iter().map(|job| (job.tier, &job.duty.tenant, job.rows));
+                served.pickup.failed(requests, charged, Duration::ZERO);
+                let refused =
+                    batch.into_iter().map(|job| (job, refusal(&served.model, retry_after(&served))));
+                if !send(degraded(refused, &served, &catalogue, Reason::CircuitOpen)) {
+                    return;
+                }
+                continue;
+            }
+            let run = Run {
+                backend: &mut *backend,
+                watch: &watching,
+                part_limit: served.inference_timeout,
+                served: &served,
+                catalogue: &catalogue,
+                max_reply_bytes,
+                charged,
+                slowest: Duration::ZERO,
+            };
+            if !run.answer(batch, &send) {
                 return;
             }
         }
-    })
+    })?;
+    Ok(Instance { served: watched, thread, watch })
+}
+
+/// Whether the breaker lets a batch run. It does not keep suspects: that they run alone says enough.
+fn is_permitted(served: &ServedVersion, batch: &[Job]) -> bool {
+    if batch[0].duty.is_solo {
+        return true;
+    }
+    let calls = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+    let (is_permitted, transition) = served.breaker().permits(calls, Instant::now());
+    served.tell(transition);
+    is_permitted
+}
+
+fn retry_after(served: &ServedVersion) -> Duration {
+    served.breaker().retry_after(Instant::now())
+}
+
+/// Sends requests down their ladders; returns those that are settled by that.
+fn degraded(
+    refused: impl Iterator<Item = (Job, Answer)>,
+    served: &Arc<ServedVersion>,
+    catalogue: &Catalogue,
+    reason: Reason,
+) -> Vec<Settlement> {
+    let now = Instant::now();
+    let settled = refused.filter_map(|(job, refusal)| {
+        let tier = job.tier;
+        match descend(job, served, catalogue, reason, refusal, now) {
+            Instead::Settled(settlement) => Some(settlement),
+            Instead::Run(other, job) => {
+                other.pickup.push(tier, job).err().map(|job| (job.duty, Verdict::GiveBack))
+            }
+        }
+    });
+    settled.collect()
 }
 
 fn too_late(job: Job) -> Settlement {
@@ -52,34 +197,63 @@ fn too_late(job: Job) -> Settlement {
 
 struct Run<'a> {
     backend: &'a mut dyn Backend,
-    served: &'a ServedVersion,
+    watch: &'a Watch,
+    /// How long the next run of several may take.
+    part_limit: Duration,
+    served: &'a Arc<ServedVersion>,
+    catalogue: &'a Catalogue,
     max_reply_bytes: usize,
-    /// Microseconds a row that the batch's tiers were charged.
+    /// The longest run of it so far.
+    slowest: Duration,
+    /// Microseconds a row that the batch's tiers were charged, until a run has made up for it.
     charged: i64,
 }
 
 impl Run<'_> {
-    /// Runs a batch. If it fails, each of its requests runs again alone, so that only the guilty one fails; each is answered
-    /// at once, and one whose deadline passes meanwhile is not run. Returns whether `send` still takes settlements.
+    /// Runs a batch. If it fails, its halves run apart, and so on, so that only the guilty fail; each request is answered as
+    /// soon as it can be, and one whose deadline passes meanwhile is not run again. Returns whether `send` still takes settlements.
+    ///
+    /// Where nobody is answered the model is to blame, not its requests: they go down their ladders.
     fn answer(mut self, batch: Vec<Job>, send: &impl Fn(Vec<Settlement>) -> bool) -> bool {
-        let error = match self.run(&batch) {
-            Ok(answers) => return send(settled(batch, answers)),
-            Err(error) if batch.len() == 1 => return send(settled(batch, vec![failed(&error)])),
-            Err(error) => error,
-        };
-        warn!(model = %self.served.model, version = self.served.version, jobs = batch.len(), %error,
-            "a batch failed; its requests run alone");
-        batch.into_iter().all(|job| {
-            if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return send(vec![too_late(job)]);
+        let (model, version, jobs) = (&self.served.model, self.served.version, batch.len());
+        let (served, catalogue) = (self.served, self.catalogue);
+        let (mut answered, mut guilty) = (0, Vec::new());
+        let mut has_failed = false;
+        let run = |part: &[Job]| {
+            let ran = self.run(part);
+            if let (Err(error), false, true) = (&ran, has_failed, jobs > 1) {
+                has_failed = true;
+                warn!(model = %model, version, jobs, %error, "a batch failed; its halves run apart");
             }
-            let alone = vec![job];
-            let answer = match self.run(&alone) {
-                Ok(mut answers) => answers.swap_remove(0),
-                Err(error) => failed(&error),
-            };
-            send(settled(alone, vec![answer]))
-        })
+            ran
+        };
+        let is_late = |job: &Job| job.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let goes_on = bisect::run(batch, is_late, run, |part, end| match end {
+            End::Answered(answers) => {
+                answered += u32::try_from(part.len()).unwrap_or(u32::MAX);
+                send(settled(part, answers))
+            }
+            End::Guilty(error) => {
+                guilty.extend(part.into_iter().map(|job| (job, failed(&error), error.is_models())));
+                true
+            }
+            End::Late => send(part.into_iter().map(too_late).collect()),
+        });
+        let failures = guilty.iter().filter(|(_, _, is_models)| *is_models).count();
+        let is_models = answered == 0 && failures > 0;
+        let calls = Calls {
+            answered,
+            failed: if is_models { u32::try_from(failures).unwrap_or(u32::MAX) } else { 0 },
+            are_slow: self.slowest >= served.breaker().slow_from(),
+        };
+        let transition = served.breaker().record(calls, Instant::now());
+        served.tell(transition);
+        let failures = guilty.into_iter().map(|(job, answer, _)| (job, answer));
+        let settled = match is_models {
+            true => degraded(failures, served, catalogue, Reason::Failed),
+            false => failures.map(|(job, answer)| (job.duty, Verdict::Reply(answer))).collect(),
+        };
+        goes_on && send(settled)
     }
 
     /// One answer for each job, in order.
@@ -91,28 +265,47 @@ impl Run<'_> {
         let started = Instant::now();
         let mut answers = Ok(Vec::new());
         let (served, max_reply_bytes) = (self.served, self.max_reply_bytes);
-        let mut busy = Duration::ZERO;
-        self.backend.run(&inputs, &mut |outputs| {
-            busy = started.elapsed();
+        let mut busy = None;
+        // Its own time is what a request may take, whatever others took.
+        let limit = if batch.len() == 1 { self.served.inference_timeout } else { self.part_limit };
+        self.watch.begin(limit, started);
+        let ran = self.backend.run(&inputs, &mut |outputs| {
+            let infer = started.elapsed();
+            busy = Some(infer);
             let timing = |job: &Job| Timing {
                 queue_us: micros(collected.saturating_duration_since(job.duty.arrived)),
                 batch_us: micros(started - collected),
-                infer_us: micros(busy),
+                infer_us: micros(infer),
                 batch_size: total,
             };
             answers = answers_of(served, batch, &inputs, outputs, max_reply_bytes, &timing);
-        })?;
+        });
+        let was_stopped = self.watch.end();
+        let ran = match ran {
+            Err(BackendError::Model(_)) if was_stopped => {
+                // Its parts run next, and others wait: all of them together shall not take much longer than it did.
+                self.part_limit = (limit / 2).max(SHORTEST_LIMIT);
+                Err(BackendError::Timeout { limit })
+            }
+            ran => ran,
+        };
+        let busy = busy.unwrap_or_else(|| started.elapsed());
+        self.slowest = self.slowest.max(busy);
+        let answers = ran.map_err(RunError::from).and_then(|()| Ok(answers?));
+        let requests = batch.iter().map(|job| (job.tier, &job.duty.tenant, job.rows));
+        // What the batch was charged was charged once, however often its parts run.
+        let charged = std::mem::take(&mut self.charged);
+        if answers.is_err() {
+            self.served.pickup.failed(requests, charged, busy);
+            return answers;
+        }
+        self.served.pickup.ran(requests, charged, busy);
         self.served.stats.count_run(total, busy);
-        self.served.pickup.ran(
-            batch.iter().map(|job| (job.tier, &job.duty.tenant, job.rows)),
-            self.charged,
-            busy,
-        );
         for job in batch {
             self.served.stats.count_request(job.tier, u64::from(job.rows));
         }
         debug!(model = %self.served.model, rows = total, jobs = batch.len(), ?busy, "ran a batch");
-        Ok(answers?)
+        answers
     }
 }
 
@@ -122,6 +315,13 @@ enum RunError {
     Backend(#[from] BackendError),
     #[error(transparent)]
     Batch(#[from] BatchError),
+}
+
+impl RunError {
+    /// Whether it may be the model's doing. An input that it cannot take is not.
+    fn is_models(&self) -> bool {
+        !matches!(self, Self::Backend(BackendError::Input { .. }))
+    }
 }
 
 fn failed(error: &RunError) -> Answer {
@@ -134,93 +334,6 @@ fn failed(error: &RunError) -> Answer {
 
 fn settled(batch: Vec<Job>, answers: Vec<Answer>) -> Vec<Settlement> {
     batch.into_iter().zip(answers).map(|(job, answer)| (job.duty, Verdict::Reply(answer))).collect()
-}
-
-fn stacked<'a>(served: &'a ServedVersion, batch: &'a [Job]) -> Result<Vec<BatchInput<'a>>, BatchError> {
-    let slots = served.rules.signature.inputs.iter().enumerate();
-    slots
-        .map(|(index, slot)| {
-            let parts = batch.iter().map(|job| {
-                let tensor = &job.inputs[index];
-                (tensor.shape.as_slice(), &tensor.data[..])
-            });
-            let padding = served.rules.padding.as_ref().and_then(|padding| padding.element(index));
-            stack(&slot.name, batch[0].inputs[index].datatype, parts, padding)
-        })
-        .collect()
-}
-
-fn answers_of(
-    served: &ServedVersion,
-    batch: &[Job],
-    inputs: &[BatchInput<'_>],
-    outputs: &[Option<BatchOutput<'_>>],
-    max_reply_bytes: usize,
-    timing: &dyn Fn(&Job) -> Timing,
-) -> Result<Vec<Answer>, BatchError> {
-    // Alone, a request gets what the model gives.
-    let padding = served.rules.padding.as_ref().filter(|_| batch.len() > 1);
-    if let Some(padding) = padding {
-        padding.check(inputs, outputs)?;
-    }
-    let rows: Vec<u32> = batch.iter().map(|job| job.rows).collect();
-    let ranges = outputs
-        .iter()
-        .enumerate()
-        .map(|(index, output)| output.as_ref().map_or(Ok(Vec::new()), |output| split(index, output, &rows)))
-        .collect::<Result<Vec<_>, _>>()?;
-    let output = |index: usize| outputs[index].as_ref().expect("admission lets no other output be asked for");
-    let version = served.version.to_string();
-    let answers = batch.iter().enumerate().map(|(position, job)| {
-        let parts: Vec<(Vec<i64>, Cow<'_, [u8]>)> = job
-            .outputs
-            .iter()
-            .map(|&(index, _)| {
-                let data = &output(index).data[ranges[index][position].clone()];
-                let mut shape = output(index).shape.to_vec();
-                if batch.len() > 1 {
-                    shape[0] = i64::from(job.rows);
-                }
-                let (Some(padding), Some(size)) = (padding, output(index).datatype.element_size()) else {
-                    return (shape, Cow::Borrowed(data));
-                };
-                let wide = shape.clone();
-                padding.cut(index, &mut shape, |input, axis| job.inputs[input].shape[axis]);
-                let data = cut(data, size, &wide, &shape);
-                (shape, data)
-            })
-            .collect();
-        let views: Vec<TensorView<'_>> = job
-            .outputs
-            .iter()
-            .zip(&parts)
-            .map(|(&(index, encoding), (shape, data))| TensorView {
-                name: &served.rules.signature.outputs[index].name,
-                datatype: output(index).datatype,
-                shape,
-                data,
-                encoding,
-            })
-            .collect();
-        let head = ResponseHead {
-            model_name: &served.model,
-            model_version: Some(&version),
-            id: job.body_id.as_deref(),
-        };
-        let answer = match encode_response(head, &views) {
-            Ok(body) if body.bytes.len() > max_reply_bytes => Answer::failure(
-                Code::TooLarge,
-                format!(
-                    "the result has {} bytes, limits.max_body_bytes is {max_reply_bytes}",
-                    body.bytes.len()
-                ),
-            ),
-            Ok(body) => Answer { failure: None, body, timing: Timing::default(), model_version: None },
-            Err(error) => Answer::failure(Code::InvalidInput, error.to_string()),
-        };
-        Answer { timing: timing(job), model_version: Some(served.version), ..answer }
-    });
-    Ok(answers.collect())
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -1,9 +1,10 @@
 //! The model repository: folders to names and versions.
 //!
-//! `<repository>/<model>/<version>/model.onnx`. Everything is read once, at load; a name in a request is looked up in the
-//! map built here and never joined to a path.
+//! `<repository>/<model>/<version>/model.onnx`. A name in a request is looked up in a map built from what is here, and never
+//! joined to a path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use millrace_common::config::load::{Invalid, Validate};
@@ -11,13 +12,47 @@ use millrace_common::config::sections::TierSettings;
 use millrace_common::tier::check_name;
 use tracing::warn;
 
-use super::config::{ModelConfig, VersionPolicy};
+use super::config::ModelConfig;
 
-/// A model found in the repository.
+/// Which files these are, without reading them: names, sizes, times, and their places on the disk. One that is written or replaced
+/// changes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Print(pub(crate) Vec<(PathBuf, [u64; 5])>);
+
+/// A model's files at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prints {
+    /// Its `config.toml` and the default answers beside it.
+    pub config: Print,
+    /// Everything in the version's folder, hidden files left out: where weights lie beside `model.onnx`, these too.
+    pub versions: BTreeMap<u64, Print>,
+}
+
+/// A model's folder at one moment.
+#[derive(Debug)]
+pub struct Folder {
+    /// Which files it holds.
+    pub prints: Prints,
+    /// Its own configuration.
+    pub config: Result<ModelConfig, RepositoryError>,
+    /// The file of each version, whatever the policy.
+    pub files: BTreeMap<u64, PathBuf>,
+}
+
+impl Default for Folder {
+    /// One that is not there.
+    fn default() -> Self {
+        Self { prints: Prints::default(), config: Ok(ModelConfig::default()), files: BTreeMap::new() }
+    }
+}
+
+/// A model that can be served.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// Its own configuration.
     pub config: ModelConfig,
+    /// Which files these are.
+    pub prints: Prints,
     /// The served versions' files.
     pub versions: BTreeMap<u64, PathBuf>,
 }
@@ -73,7 +108,26 @@ pub enum RepositoryError {
     },
 }
 
-/// Reads the repository. `serve` narrows it to some models; empty means all.
+/// Looks at every model of the repository. `serve` narrows it to some; empty means all.
+///
+/// # Errors
+/// When the repository itself cannot be read.
+pub fn look(
+    repository: &Path,
+    serve: &[String],
+    tiers: &[TierSettings],
+) -> Result<BTreeMap<String, Folder>, RepositoryError> {
+    let mut models = BTreeMap::new();
+    for (name, path) in folders(repository)? {
+        let is_wanted = serve.is_empty() || serve.contains(&name);
+        if is_wanted && check_name(&name).is_ok() {
+            models.insert(name, look_at(&path, tiers));
+        }
+    }
+    Ok(models)
+}
+
+/// Reads the repository, which must be in order. `serve` narrows it to some models; empty means all.
 ///
 /// # Errors
 /// [`RepositoryError`].
@@ -82,16 +136,15 @@ pub fn scan(
     serve: &[String],
     tiers: &[TierSettings],
 ) -> Result<BTreeMap<String, Found>, RepositoryError> {
-    let mut models = BTreeMap::new();
     for (name, path) in folders(repository)? {
-        if !serve.is_empty() && !serve.contains(&name) {
-            continue;
-        }
-        if let Err(error) = check_name(&name) {
+        if let (true, Err(error)) = (serve.is_empty() || serve.contains(&name), check_name(&name)) {
             warn!(folder = %path.display(), %error, "not a model, left alone");
-            continue;
         }
-        models.insert(name, read_model(&path, tiers)?);
+    }
+    let mut models = BTreeMap::new();
+    for (name, folder) in look(repository, serve, tiers)? {
+        let found = served(folder, &repository.join(&name))?;
+        models.insert(name, found);
     }
     if let Some(name) = serve.iter().find(|name| !models.contains_key(*name)) {
         return Err(RepositoryError::Missing { name: name.clone(), path: repository.to_owned() });
@@ -102,36 +155,58 @@ pub fn scan(
     Ok(models)
 }
 
-fn read_model(path: &Path, tiers: &[TierSettings]) -> Result<Found, RepositoryError> {
-    let config_path = path.join("config.toml");
-    let config = read_config(&config_path)?;
-    config.check_tiers(tiers).map_err(|source| RepositoryError::Config { path: config_path, source })?;
-    let mut versions = BTreeMap::new();
-    for (name, folder) in folders(path)? {
+fn served(folder: Folder, path: &Path) -> Result<Found, RepositoryError> {
+    let config = folder.config?;
+    let chosen = config.version_policy.choose(&folder.files.keys().copied().collect());
+    if chosen.is_empty() {
+        return Err(RepositoryError::NoVersion { path: path.to_owned() });
+    }
+    let versions = folder.files.into_iter().filter(|(version, _)| chosen.contains(version)).collect();
+    Ok(Found { config, prints: folder.prints, versions })
+}
+
+fn look_at(path: &Path, tiers: &[TierSettings]) -> Folder {
+    let folders = match folders(path) {
+        Ok(folders) => folders,
+        Err(error) => return Folder { config: Err(error), ..Folder::default() },
+    };
+    let (mut files, mut prints) = (BTreeMap::new(), Prints::default());
+    for (name, folder) in folders {
         // Strictly canonical, so that `1` and `01` cannot both claim to be version 1.
         let version = name.parse::<u64>().ok().filter(|v| *v > 0 && v.to_string() == name);
         let file = folder.join("model.onnx");
         if let Some(version) = version
             && file.is_file()
         {
-            versions.insert(version, file);
+            prints.versions.insert(version, print(&folder, |_| true));
+            files.insert(version, file);
         }
     }
-    match &config.version_policy {
-        VersionPolicy::All {} => {}
-        VersionPolicy::Latest { num_versions } => {
-            while versions.len() > *num_versions {
-                versions.pop_first();
-            }
-        }
-        VersionPolicy::Specific { versions: wanted } => {
-            versions.retain(|version, _| wanted.contains(version))
-        }
-    }
-    if versions.is_empty() {
-        return Err(RepositoryError::NoVersion { path: path.to_owned() });
-    }
-    Ok(Found { config, versions })
+    // Before it is read: what is written meanwhile is another file at the next look.
+    let is_config = |name: &str| name == "config.toml" || name.ends_with(".json");
+    prints.config = print(path, is_config);
+    let config_path = path.join("config.toml");
+    let config = read_config(&config_path).and_then(|config| match config.check_tiers(tiers) {
+        Ok(()) => Ok(config),
+        Err(source) => Err(RepositoryError::Config { path: config_path, source }),
+    });
+    Folder { prints, config, files }
+}
+
+/// Of the files in a folder whose names are `wanted`; links are followed.
+fn print(folder: &Path, wanted: impl Fn(&str) -> bool) -> Print {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_wanted = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| !name.starts_with('.') && wanted(name))
+    };
+    let paths: BTreeSet<PathBuf> = entries.filter(is_wanted).collect();
+    let known = paths.into_iter().filter_map(|path| {
+        let data = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
+        let (seconds, nanoseconds) = (data.mtime().cast_unsigned(), data.mtime_nsec().cast_unsigned());
+        Some((path, [data.len(), seconds, nanoseconds, data.dev(), data.ino()]))
+    });
+    Print(known.collect())
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig, RepositoryError> {

@@ -1,5 +1,8 @@
 //! A model's inputs and outputs, and whether its rows can be batched.
 
+use std::collections::BTreeSet;
+use std::fmt;
+
 use millrace_common::fleet::TensorSpec;
 use millrace_common::protocol::tensor::Datatype;
 
@@ -40,6 +43,28 @@ pub struct Signature {
     pub inputs: Vec<Slot>,
     /// Outputs, in the model's order.
     pub outputs: Vec<Slot>,
+}
+
+impl Signature {
+    /// Whether requests for one fit the other: inputs and outputs of the same names.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let names = |slots: &[Slot]| slots.iter().map(|slot| slot.name.clone()).collect::<BTreeSet<_>>();
+        names(&self.inputs) == names(&other.inputs) && names(&self.outputs).is_subset(&names(&other.outputs))
+    }
+}
+
+impl fmt::Display for Signature {
+    /// What clients see of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let told = |slots: &[Slot]| {
+            let told = slots.iter().map(Slot::spec).map(|TensorSpec { name, datatype, shape }| {
+                let datatype = datatype.map_or_else(|| "?".to_owned(), |datatype| datatype.to_string());
+                format!("{name} {datatype} {shape:?}")
+            });
+            told.collect::<Vec<_>>().join(", ")
+        };
+        write!(f, "{} -> {}", told(&self.inputs), told(&self.outputs))
+    }
 }
 
 impl Slot {

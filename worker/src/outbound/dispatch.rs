@@ -14,6 +14,7 @@ use crate::job::{Answer, Duty};
 pub struct Dispatch {
     reply_exchange: Arc<str>,
     dead_exchange: Arc<str>,
+    solo_exchange: Arc<str>,
     retry_exchanges: Vec<Arc<str>>,
     worker: String,
     user: String,
@@ -27,6 +28,7 @@ impl Dispatch {
         Self {
             reply_exchange: names.reply_exchange().into(),
             dead_exchange: names.dead().into(),
+            solo_exchange: names.solo_exchange().into(),
             retry_exchanges: retry_delays_ms.iter().map(|&delay| names.retry(delay).into()).collect(),
             worker: worker.to_owned(),
             user: user.to_owned(),
@@ -39,12 +41,12 @@ impl Dispatch {
             correlation_id: duty.correlation_id.clone(),
             header_length: answer.body.header_length,
             failure: answer.failure,
-            retry_after: None,
-            degraded: None,
+            retry_after: answer.retry_after,
+            degraded: duty.descent.as_ref().map(|descent| descent.label.to_string()),
             timing: answer.timing,
             worker: self.worker.clone(),
             model_version: answer.model_version,
-            attempt: duty.attempt,
+            attempt: duty.attempt.saturating_add(u32::try_from(duty.redeliveries).unwrap_or(u32::MAX)),
         }
     }
 
@@ -75,6 +77,15 @@ impl Dispatch {
     /// The request again, for the retry step `step`; the last step where there are fewer.
     pub fn retry(&self, duty: &Duty, step: usize, headers: &[(&'static str, u64)]) -> Message {
         let last = self.retry_exchanges.len() - 1;
+        self.again(&self.retry_exchanges[step.min(last)], duty, headers)
+    }
+
+    /// The request again, for the queue of suspects.
+    pub fn solo(&self, duty: &Duty, headers: &[(&'static str, u64)]) -> Message {
+        self.again(&self.solo_exchange, duty, headers)
+    }
+
+    fn again(&self, exchange: &Arc<str>, duty: &Duty, headers: &[(&'static str, u64)]) -> Message {
         let mut properties = duty
             .original
             .properties
@@ -85,7 +96,7 @@ impl Dispatch {
             properties = properties.with_count(name, *value);
         }
         Message {
-            exchange: Arc::clone(&self.retry_exchanges[step.min(last)]),
+            exchange: Arc::clone(exchange),
             routing_key: duty.original.routing_key.clone(),
             properties,
             body: duty.original.body.clone(),

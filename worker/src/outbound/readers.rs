@@ -1,9 +1,10 @@
-//! Requesters whose reply queue was full or gone a moment ago. Plain data; `now` is a parameter.
+//! Requesters whose reply queue was full or gone a moment ago. `now` is a parameter.
 //!
 //! The first reply to such a requester is tried for a while; the others, which may be hundreds, must not each hold their
-//! lane's budget and their place in the prefetch window as long.
+//! lane's budget and their place in the prefetch window as long. What waits for one that is gone is not run.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a finding counts.
@@ -23,31 +24,38 @@ pub enum Trouble {
 /// Requesters in trouble, by reply key.
 #[derive(Debug, Default)]
 pub struct Readers {
-    found: HashMap<String, (Trouble, Instant)>,
+    found: Mutex<HashMap<String, (Trouble, Instant)>>,
 }
 
 impl Readers {
     /// Notes a finding.
-    pub fn note(&mut self, key: &str, trouble: Trouble, now: Instant) {
-        if self.found.len() >= MOST {
-            self.found.retain(|_, (_, at)| now.saturating_duration_since(*at) < COUNTS_FOR);
+    pub fn note(&self, key: &str, trouble: Trouble, now: Instant) {
+        let mut found = self.found();
+        if found.len() >= MOST {
+            found.retain(|_, (_, at)| now.saturating_duration_since(*at) < COUNTS_FOR);
         }
-        if self.found.len() < MOST {
-            self.found.insert(key.to_owned(), (trouble, now));
+        if found.len() < MOST {
+            found.insert(key.to_owned(), (trouble, now));
         }
     }
 
     /// A reply reached the requester.
-    pub fn recovered(&mut self, key: &str) {
-        if !self.found.is_empty() {
-            self.found.remove(key);
+    pub fn recovered(&self, key: &str) {
+        let mut found = self.found();
+        if !found.is_empty() {
+            found.remove(key);
         }
     }
 
     /// What was found lately.
     pub fn trouble(&self, key: &str, now: Instant) -> Option<Trouble> {
-        let (trouble, at) = self.found.get(key)?;
-        (now.saturating_duration_since(*at) < COUNTS_FOR).then_some(*trouble)
+        let (trouble, at) = *self.found().get(key)?;
+        (now.saturating_duration_since(at) < COUNTS_FOR).then_some(trouble)
+    }
+
+    fn found(&self) -> MutexGuard<'_, HashMap<String, (Trouble, Instant)>> {
+        // Single map operations; a panic cannot leave it half changed.
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -57,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_finding_counts_for_a_while_or_until_a_reply_arrives() {
-        let mut readers = Readers::default();
+        let readers = Readers::default();
         let now = Instant::now();
         readers.note("a", Trouble::Stuck, now);
         readers.note("b", Trouble::Gone, now);
@@ -69,13 +77,13 @@ mod tests {
 
     #[test]
     fn made_up_keys_do_not_fill_memory() {
-        let mut readers = Readers::default();
+        let readers = Readers::default();
         let now = Instant::now();
         for key in 0..2 * MOST {
             readers.note(&key.to_string(), Trouble::Gone, now);
         }
-        assert_eq!(readers.found.len(), MOST);
+        assert_eq!(readers.found().len(), MOST);
         readers.note("later", Trouble::Gone, now + COUNTS_FOR);
-        assert_eq!(readers.found.len(), 1);
+        assert_eq!(readers.found().len(), 1);
     }
 }

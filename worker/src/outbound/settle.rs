@@ -2,25 +2,32 @@
 //!
 //! A confirmed reply, retry or dead copy does; a refused or unanswered publish does not and is published again.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use millrace_common::amqp::bundle::HEAD_BYTES;
-use millrace_common::amqp::message::ReplyKey;
-use millrace_common::amqp::publisher::{Message, Outcome, Publisher};
+use millrace_common::amqp::message::{ReplyKey, header};
+use millrace_common::amqp::publisher::{Forbidden, Message, Outcome, Publisher};
+use millrace_common::protocol::status::Code;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::dispatch::Dispatch;
 use super::gather::{Errand, gather};
 use super::readers::{Readers, Trouble};
+use crate::inbound::remembered::Remembered;
 use crate::job::{Answer, Duty, Settlement, Verdict};
 
 /// Pause before a reply queue that did not exist is tried a second time: its owner may just be reconnecting.
 const RETURNED_PAUSE: Duration = Duration::from_millis(500);
+/// How long an acknowledgement may take to leave.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(30);
+/// Runs of a request more, where its reply queue takes no answer: it is full, its reader stuck, or it has no leader in its cluster. Held
+/// instead, the answers would hold their places in the lane and the prefetch window.
+const MOST_ATTEMPTS: u32 = 3;
 /// Pause between publishes that had no answer or were refused.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
 
@@ -30,7 +37,8 @@ pub struct Settler {
     dispatch: Dispatch,
     refused_retry: Duration,
     max_bytes: usize,
-    readers: Mutex<Readers>,
+    readers: Arc<Readers>,
+    answered: Arc<Remembered>,
 }
 
 /// What became of a publish that was tried until it had an end.
@@ -42,13 +50,32 @@ enum Delivered {
     Refused,
     /// No queue is bound for its key, twice.
     Gone,
+    /// Longer than the broker takes.
+    TooLong,
 }
 
 impl Settler {
     /// `refused_retry` is how long a full queue is tried again; `max_bytes` how many bytes of answers may wait for their
-    /// confirm before further ones are left with the instances.
+    /// confirm before further ones are left with the instances. What it finds of requesters stands in [`Settler::readers`].
     pub fn new(publisher: Publisher, dispatch: Dispatch, refused_retry: Duration, max_bytes: usize) -> Self {
-        Self { publisher, dispatch, refused_retry, max_bytes, readers: Mutex::default() }
+        Self {
+            publisher,
+            dispatch,
+            refused_retry,
+            max_bytes,
+            readers: Arc::default(),
+            answered: Arc::default(),
+        }
+    }
+
+    /// Requesters in trouble.
+    pub fn readers(&self) -> Arc<Readers> {
+        Arc::clone(&self.readers)
+    }
+
+    /// What was answered and could not be acknowledged: the broker delivers it again. By reply key.
+    pub fn answered(&self) -> Arc<Remembered> {
+        Arc::clone(&self.answered)
     }
 
     /// Settles everything that comes, until the channel closes and the last duty is done.
@@ -96,8 +123,8 @@ impl Settler {
     /// One message for all. Where it is not taken each goes its own way.
     async fn settle_together(&self, reply_to: &ReplyKey, replies: Vec<(Duty, Answer)>) {
         if self.publisher.publish(self.dispatch.bundle(reply_to, &replies)).await == Outcome::Confirmed {
-            self.readers().recovered(reply_to.as_str());
-            return replies.into_iter().for_each(|(duty, _)| acknowledge(duty));
+            self.readers.recovered(reply_to.as_str());
+            return replies.into_iter().for_each(|(duty, _)| self.acknowledge(duty, true));
         }
         debug!(replies = replies.len(), "a bundle was not taken; its replies go one by one");
         let alone = replies.into_iter().map(|(duty, answer)| self.settle(duty, Verdict::Reply(answer)));
@@ -105,6 +132,7 @@ impl Settler {
     }
 
     async fn settle(&self, duty: Duty, verdict: Verdict) {
+        let mut is_answered = false;
         match verdict {
             Verdict::GiveBack => {
                 if duty.ticket.nack().is_err() {
@@ -112,10 +140,22 @@ impl Settler {
                 }
                 return;
             }
-            Verdict::Reply(answer) => {
-                if let Some(reply_to) = &duty.reply_to {
-                    self.reply(&duty, reply_to, &answer).await;
-                }
+            Verdict::Done => is_answered = true,
+            Verdict::Reply(answer) => is_answered = self.answer(&duty, &answer, MOST_ATTEMPTS).await,
+            Verdict::Condemn { reason, answer } => {
+                let detail = String::from_utf8_lossy(&answer.body.bytes).into_owned();
+                warn!(request_id = ?duty.request_id, reason, detail, "answered a request and kept it for people");
+                self.until_confirmed(|| self.dispatch.dead(&duty, reason, &detail)).await;
+                // It must not run again, whatever becomes of the answer.
+                is_answered = self.answer(&duty, &answer, 0).await;
+            }
+            Verdict::Solo { headers, moving } => {
+                debug!(request_id = ?duty.request_id, redeliveries = duty.redeliveries, "to run by itself");
+                self.until_confirmed(|| self.dispatch.solo(&duty, &headers)).await;
+                self.acknowledge(duty, false);
+                tokio::time::sleep(ACKNOWLEDGED_WITHIN).await;
+                drop(moving);
+                return;
             }
             Verdict::Retry { step, headers } => {
                 debug!(request_id = ?duty.request_id, step, "passing a request on");
@@ -126,28 +166,62 @@ impl Settler {
                 self.until_confirmed(|| self.dispatch.dead(&duty, reason, &detail)).await;
             }
         }
-        acknowledge(duty);
+        self.acknowledge(duty, is_answered);
     }
 
-    async fn reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) {
-        let message = || self.dispatch.reply(duty, reply_to, answer);
+    /// Returns whether its caller's reply queue has the answer.
+    async fn answer(&self, duty: &Duty, answer: &Answer, most_attempts: u32) -> bool {
+        match &duty.reply_to {
+            Some(reply_to) => self.reply(duty, reply_to, answer, most_attempts).await,
+            None => false,
+        }
+    }
+
+    async fn reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer, most_attempts: u32) -> bool {
         let key = reply_to.as_str();
-        let delivered = self.deliver(message, self.refused_retry, |trouble| {
-            self.readers().trouble(key, Instant::now()) == Some(trouble)
-        });
-        match delivered.await {
-            Delivered::Yes => self.readers().recovered(key),
+        let mut delivered = self.deliver_reply(duty, reply_to, answer).await;
+        if delivered == Delivered::TooLong {
+            let message = format!(
+                "the answer is {} bytes long, more than the broker takes in one message (its `max_message_size`)",
+                answer.body.bytes.len()
+            );
+            let instead = Answer::failure(Code::TooLarge, message);
+            delivered = self.deliver_reply(duty, reply_to, &instead).await;
+        }
+        match delivered {
+            Delivered::Yes => self.readers.recovered(key),
             Delivered::Gone => {
-                self.readers().note(key, Trouble::Gone, Instant::now());
+                self.readers.note(key, Trouble::Gone, Instant::now());
                 info!(request_id = ?duty.request_id, "the requester is gone, its reply dropped");
             }
-            Delivered::Refused => {
-                self.readers().note(key, Trouble::Stuck, Instant::now());
+            Delivered::Refused | Delivered::TooLong if duty.attempt < most_attempts => {
+                self.readers.note(key, Trouble::Stuck, Instant::now());
+                debug!(request_id = ?duty.request_id, "the reply queue takes nothing; the request is tried again later");
+                let attempts = [(header::ATTEMPT, u64::from(duty.attempt) + 1)];
+                self.until_confirmed(|| self.dispatch.retry(duty, usize::MAX, &attempts)).await;
+            }
+            Delivered::Refused | Delivered::TooLong => {
+                self.readers.note(key, Trouble::Stuck, Instant::now());
                 warn!(request_id = ?duty.request_id, "the requester's reply queue takes nothing, the request kept for people");
-                let detail =
-                    "the reply queue is full, its reader stuck; or the reply is longer than the broker takes";
+                let detail = "the reply queue is full, its reader stuck";
                 self.until_confirmed(|| self.dispatch.dead(duty, "reply_refused", detail)).await;
             }
+        }
+        delivered == Delivered::Yes
+    }
+
+    async fn deliver_reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) -> Delivered {
+        let is_known = |trouble| self.readers.trouble(reply_to.as_str(), Instant::now()) == Some(trouble);
+        self.deliver(|| self.dispatch.reply(duty, reply_to, answer), self.refused_retry, is_known).await
+    }
+
+    /// `is_answered` says that its caller has an answer: then it need not run again. What was passed on must, where it went.
+    fn acknowledge(&self, duty: Duty, is_answered: bool) {
+        let Err(error) = duty.ticket.ack() else { return };
+        // The broker will deliver it again; its caller drops the second reply.
+        debug!(%error, "could not acknowledge");
+        if let (Some(reply_to), true) = (duty.reply_to, is_answered) {
+            self.answered.add(&reply_to.as_str().into(), duty.request_id);
         }
     }
 
@@ -182,6 +256,10 @@ impl Settler {
                     return Delivered::Refused;
                 }
                 Outcome::Refused => tokio::time::sleep(AGAIN_PAUSE).await,
+                Outcome::Forbidden(Forbidden::Size(reason)) => {
+                    debug!(reason, "longer than the broker takes");
+                    return Delivered::TooLong;
+                }
                 Outcome::Forbidden(forbidden) => {
                     error!(reason = forbidden.reason(), "the broker forbids what this worker publishes");
                     return Delivered::Refused;
@@ -194,18 +272,6 @@ impl Settler {
             }
         }
     }
-
-    fn readers(&self) -> MutexGuard<'_, Readers> {
-        // Single map operations; a panic cannot leave it half changed.
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn acknowledge(duty: Duty) {
-    if let Err(error) = duty.ticket.ack() {
-        // Answered or passed on, but the broker will deliver it again; its caller drops the second reply.
-        debug!(%error, "could not acknowledge");
-    }
 }
 
 /// Bytes that an errand keeps until it is done, beyond what the requests' budgets count.
@@ -217,7 +283,12 @@ fn held(errand: &Errand) -> usize {
         }
         Errand::One(settlement) => match &settlement.1 {
             Verdict::Reply(answer) => answer.body.bytes.len(),
-            Verdict::Retry { .. } | Verdict::Dead { .. } | Verdict::GiveBack => 0,
+            Verdict::Condemn { answer, .. } => answer.body.bytes.len(),
+            Verdict::Retry { .. }
+            | Verdict::Solo { .. }
+            | Verdict::Dead { .. }
+            | Verdict::GiveBack
+            | Verdict::Done => 0,
         },
     }
 }

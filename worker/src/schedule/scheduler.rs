@@ -108,6 +108,19 @@ impl<W: Waiting> Scheduler<W> {
     {
         let rows: u32 = requests.clone().map(|(_, _, rows)| rows).sum();
         self.costs.ran(rows, busy);
+        self.failed(requests, charged, busy);
+    }
+
+    /// As [`Scheduler::ran`], of a run that gave no answers: its time is spent, but says nothing of what a batch costs.
+    pub fn failed<'a>(
+        &mut self,
+        requests: impl Iterator<Item = (usize, &'a W::Tenant, u32)> + Clone,
+        charged: i64,
+        busy: Duration,
+    ) where
+        W::Tenant: 'a,
+    {
+        let rows: u32 = requests.clone().map(|(_, _, rows)| rows).sum();
         let micros = i64::try_from(busy.as_micros()).unwrap_or(i64::MAX);
         self.largest = micros.max(self.largest - self.largest / 1000);
         let cost = micros / i64::from(rows.max(1));
@@ -290,6 +303,16 @@ impl<W: Waiting> Scheduler<W> {
         self.lanes[tier].len()
     }
 
+    /// Those of the tiers of which no more waits than fits a batch.
+    pub fn short(&self, tiers: TierSet) -> TierSet {
+        let most = self.most_rows();
+        let is_short = |lane: &Lane<W>| {
+            let rows = lane.front().map_or(0, |front| lane.rows_of(front.key()));
+            rows <= most && lane.len() <= most as usize
+        };
+        TierSet::of((0..self.lanes.len()).filter(|&tier| tiers.contains(tier) && is_short(&self.lanes[tier])))
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.lanes.iter().all(Lane::is_empty)
@@ -307,4 +330,4 @@ fn fits(rows: u32, more: u32, most: u32) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -8,6 +8,9 @@ impl TierSet {
     /// Every tier.
     pub const ALL: Self = Self(u32::MAX);
 
+    /// None.
+    pub const NONE: Self = Self(0);
+
     /// These tiers only.
     pub fn of(tiers: impl IntoIterator<Item = usize>) -> Self {
         Self(tiers.into_iter().fold(0, |set, tier| set | (1 << tier)))
@@ -17,6 +20,18 @@ impl TierSet {
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
+    }
+
+    /// The tiers that are in either.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The tiers that are not in the other.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Whether there is none.

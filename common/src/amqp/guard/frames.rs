@@ -15,7 +15,7 @@ const MAX_FRAME: usize = 4 << 20;
 
 /// Passes frames on; methods and content headers are looked into, bodies are not.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub struct Frames {
     /// The beginning of a frame that is looked into or whose kind is not known yet.
     held: Vec<u8>,
     /// Bytes left of a frame that is passed on as it is.
@@ -33,7 +33,7 @@ impl Default for Frames {
 
 impl Frames {
     /// Takes bytes from the broker, and appends to `out` what the client library may see of them.
-    pub(super) fn push(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
+    pub fn push(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
         while !bytes.is_empty() {
             if self.passing > 0 {
                 let (now, later) = bytes.split_at(self.passing.min(bytes.len()));

@@ -6,7 +6,7 @@ use lapin::options::{
     QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ExchangeKind as LapinExchangeKind};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind as LapinExchangeKind};
 use tracing::warn;
 
 use super::super::connection::{self, ConnectError, Connector};
@@ -16,6 +16,8 @@ use super::{
 
 /// Channels that declare side by side.
 const CHANNELS: usize = 8;
+/// A broker that stops.
+const CONNECTION_FORCED: u16 = 320;
 /// The type of exchange that a plugin brings; the broker names it where it refuses it.
 const CONSISTENT_HASH: &str = "x-consistent-hash";
 
@@ -27,6 +29,8 @@ pub struct DeclareError {
     pub what: String,
     /// The broker's words and, where known, the remedy.
     pub reason: String,
+    /// Whether the broker said so; else the connection ended meanwhile.
+    is_refusal: bool,
 }
 
 /// Declares `topology` over a short connection of its own, then removes what is stale.
@@ -37,7 +41,8 @@ pub async fn apply(connector: &Connector, topology: &Topology) -> Result<(), App
     let connection = connector.connect("topology", 0).await?;
     let declared = topology.declare(&connection).await;
     connection::close(&connection).await;
-    Ok(declared?)
+    declared
+        .map_err(|error| if error.is_refusal { ApplyError::Declare(error) } else { ApplyError::Lost(error) })
 }
 
 /// Deletes a queue with what is in it, over a short connection of its own. One that does not exist is no error.
@@ -66,6 +71,9 @@ pub enum ApplyError {
     /// An object was refused.
     #[error(transparent)]
     Declare(#[from] DeclareError),
+    /// The connection ended meanwhile.
+    #[error("the connection to the broker was lost: {0}")]
+    Lost(DeclareError),
 }
 
 impl Topology {
@@ -187,22 +195,26 @@ async fn remove(connection: &Connection, stale: &[Stale]) -> Result<(), DeclareE
 /// A channel of its own, closed when dropped. The broker ends it with the first refusal.
 async fn open(connection: &Connection) -> Result<Channel, DeclareError> {
     let opened = connection.create_channel().await;
-    opened.map_err(|error| DeclareError { what: "a channel".to_owned(), reason: error.to_string() })
+    opened.map_err(|error| declined("channel", "for declarations", &error))
 }
 
 fn declined(kind: &str, name: &str, error: &lapin::Error) -> DeclareError {
     let reason = error.to_string();
-    let hint = if reason.contains("PRECONDITION") {
-        "; it exists with other arguments: `millrace topology diff` shows them"
-    } else if reason.contains(CONSISTENT_HASH) {
+    let hint = if reason.contains(CONSISTENT_HASH) && !reason.contains("inequivalent") {
         "; shards need a plugin that RabbitMQ ships with: run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on \
          every node of the broker"
+    } else if reason.contains("PRECONDITION") {
+        "; it exists with other arguments: `millrace topology diff` shows them"
     } else if reason.contains("ACCESS") {
         "; this user may not create it: let an operator run `millrace topology apply`"
     } else {
         ""
     };
-    DeclareError { what: format!("{kind} `{name}`"), reason: format!("{reason}{hint}") }
+    let is_refusal = match error.kind() {
+        ErrorKind::ProtocolError(refusal) => refusal.get_id() != CONNECTION_FORCED,
+        _ => false,
+    };
+    DeclareError { what: format!("{kind} `{name}`"), reason: format!("{reason}{hint}"), is_refusal }
 }
 
 fn table(arguments: &Arguments) -> FieldTable {

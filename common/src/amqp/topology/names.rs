@@ -46,6 +46,21 @@ impl Names {
         format!("{}.shard.{model}.{tier}", self.prefix)
     }
 
+    /// The exchange of requests that are suspected of ending the processes that run them; key `<model>.<tier>`.
+    pub fn solo_exchange(&self) -> String {
+        format!("{}.solo", self.prefix)
+    }
+
+    /// The queue of one model's suspects, of all tiers.
+    pub fn solo_queue(&self, model: &str) -> String {
+        format!("{}.solo.{model}", self.prefix)
+    }
+
+    /// Whether a queue is that of a model's suspects.
+    pub fn is_solo_queue(&self, queue: &str) -> bool {
+        queue.strip_prefix(&*self.solo_exchange()).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// The exchange replies are published to; key is the reply key.
     pub fn reply_exchange(&self) -> String {
         format!("{}.reply", self.prefix)
@@ -69,6 +84,11 @@ impl Names {
     /// The exchange and queue with what people should look at.
     pub fn dead(&self) -> String {
         format!("{}.dead", self.prefix)
+    }
+
+    /// The exchange of what all workers are told at once.
+    pub fn control_exchange(&self) -> String {
+        format!("{}.control", self.prefix)
     }
 
     /// The exchange of the fleet's directory.

@@ -18,7 +18,11 @@ fn only_portable_objects_are_declared() {
             assert!(argument("x-queue-mode").is_none() && argument("x-queue-version").is_none());
             assert!(argument("x-max-priority").is_none() || queue.kind == QueueKind::Classic);
         }
-        assert_eq!(topology.exchanges.iter().filter(|e| e.kind == ExchangeKind::Direct).count(), 1);
+        let direct = topology.exchanges.iter().filter(|exchange| exchange.kind == ExchangeKind::Direct);
+        assert_eq!(
+            direct.map(|exchange| &*exchange.name).collect::<Vec<_>>(),
+            ["millrace.reply", "millrace.solo"]
+        );
     }
 }
 
@@ -26,7 +30,26 @@ fn with_shards(shards: u16) -> Topology {
     let mut settings = Settings::default();
     settings.tiers.truncate(1);
     settings.tiers[0].shards = shards;
-    Topology::model(&settings, "m")
+    let mut topology = Topology::model(&settings, "m");
+    topology.queues.retain(|queue| !settings.names().is_solo_queue(&queue.name));
+    topology.bindings.retain(|binding| binding.exchange != settings.names().solo_exchange());
+    topology
+}
+
+#[test]
+fn the_suspects_of_all_tiers_have_one_queue() {
+    let settings = Settings { queue_type: QueueKind::Classic, ..Settings::default() };
+    let topology = Topology::model(&settings, "m");
+    let solo: Vec<_> = topology.queues.iter().filter(|queue| queue.name.contains(".solo")).collect();
+    let [queue] = &solo[..] else { panic!("{solo:?}") };
+    assert_eq!((queue.name.as_str(), queue.kind), ("millrace.solo.m", QueueKind::Quorum), "it must count");
+    assert_eq!(queue.arguments["x-delivery-limit"], Argument::Number(2), "three runs");
+    let keys = topology.bindings.iter().filter(|binding| binding.queue == queue.name);
+    let keys: Vec<_> = keys.map(|binding| (&*binding.exchange, &*binding.routing_key)).collect();
+    assert_eq!(keys, ["m.premium", "m.enterprise", "m.free"].map(|key| ("millrace.solo", key)));
+    let names = settings.names();
+    assert!(names.is_solo_queue("millrace.solo.m") && !names.is_solo_queue("millrace.solo"));
+    assert!(!names.is_solo_queue("millrace.request.m.free"));
 }
 
 fn binding(exchange: &str, queue: &str, key: &str) -> Binding {

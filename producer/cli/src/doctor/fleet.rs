@@ -87,6 +87,13 @@ fn tell(report: &mut Report, worker: &str, heard: &Heard) {
     } else {
         report.good("worker", &line);
     }
+    for problem in &status.problems {
+        report.bad(
+            "repository",
+            &format!("{worker}: {problem}"),
+            "the worker's log says more; mend the files, it looks again by itself",
+        );
+    }
     let differ = heard.ahead_ms.unsigned_abs();
     if differ > CLOCKS_DIFFER_MS {
         let direction = if heard.ahead_ms > 0 { "behind" } else { "ahead of" };

@@ -84,7 +84,7 @@ async fn dead(report: &mut Report, config: &Config, connector: &Connector) {
         Ok(Some(depth)) if depth.messages > 0 => report.warn(
             "dead letters",
             &format!("{} messages in {queue}", depth.messages),
-            "requests that could not be answered; the header x-dead-reason says why (management UI, Get messages)",
+            "requests that could not be answered; `millrace dead list` says why",
         ),
         Ok(Some(_)) => report.good("dead letters", "none"),
         // Reported as topology, or this user has no business with it.

@@ -45,6 +45,7 @@ struct Fields<'a> {
     response: Option<&'a [u8]>,
     worker: Option<&'a str>,
     attempt: Option<u32>,
+    degraded: Option<&'a str>,
     timing: Option<TimingText>,
     latency: Option<Duration>,
 }
@@ -79,6 +80,7 @@ impl Answer {
                     response: Some(&body),
                     worker: Some(response.worker()),
                     attempt: Some(response.meta.attempt),
+                    degraded: response.degraded(),
                     timing: Some(TimingText {
                         queue_us: timing.queue_us,
                         batch_us: timing.batch_us,
@@ -133,6 +135,7 @@ impl<'a> Fields<'a> {
             response: None,
             worker: None,
             attempt: None,
+            degraded: None,
             timing: None,
             latency: None,
         }
@@ -150,6 +153,7 @@ impl<'a> Fields<'a> {
         member(&mut text, b",\"error\":", &self.error);
         member(&mut text, b",\"worker\":", &self.worker);
         member(&mut text, b",\"attempt\":", &self.attempt);
+        member(&mut text, b",\"degraded\":", &self.degraded);
         member(&mut text, b",\"timing\":", &self.timing);
         let latency_us = self.latency.map(|latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
         member(&mut text, b",\"latency_us\":", &latency_us);

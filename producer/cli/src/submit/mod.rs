@@ -65,6 +65,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 3)]
     retries: u32,
 
+    /// Want the models' own answers or none: no other version's, no smaller model's, no default
+    #[arg(long)]
+    refuse_degraded: bool,
+
     /// Send tensors as JSON instead of binary
     #[arg(long)]
     json: bool,

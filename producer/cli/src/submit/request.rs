@@ -46,6 +46,8 @@ pub(super) struct Defaults {
     pub(super) deadline: Duration,
     /// Tensors as JSON.
     pub(super) is_json: bool,
+    /// Whether degraded answers are refused.
+    pub(super) refuses_degraded: bool,
     /// Bounds on bodies.
     pub(super) limits: Limits,
 }
@@ -108,6 +110,9 @@ pub(super) fn prepare(number: u64, text: &[u8], defaults: &Defaults) -> Result<P
     if let Some(version) = line.version.or(defaults.version) {
         request = request.version(version);
     }
+    if defaults.refuses_degraded {
+        request = request.refuse_degraded();
+    }
     if defaults.is_json {
         request = request.json();
     }
@@ -161,6 +166,7 @@ mod tests {
             version: None,
             deadline: Duration::from_secs(1),
             is_json: false,
+            refuses_degraded: false,
             limits: Limits::default(),
         }
     }

@@ -222,6 +222,7 @@ fn defaults(arguments: &Arguments, config: &Config) -> Defaults {
         version: arguments.version,
         deadline: Duration::from_millis(arguments.deadline_ms),
         is_json: arguments.json,
+        refuses_degraded: arguments.refuse_degraded,
         limits: config.limits.into(),
     }
 }

@@ -3,10 +3,9 @@
 use anyhow::Result;
 use clap::Args;
 use millrace_common::amqp::topology::{Policy, apply};
-use millrace_producer::Config;
 use serde_json::json;
 
-use super::users::{self, User};
+use super::users::{self, Roles, User};
 use super::{Models, wanted};
 use crate::exit::Exit;
 use crate::global::{Global, connector};
@@ -28,14 +27,11 @@ pub(super) struct Arguments {
     place: Place,
 
     /// Leave policies alone, for a broker without the management API
-    #[arg(long)]
+    #[arg(long, conflicts_with = "users")]
     no_policies: bool,
 
-    /// Set up the users `<prefix>-worker`, `<prefix>-producer` and `<prefix>-operator` as well, each with the least permissions
-    /// that its role needs. Passwords come from MILLRACE_USER_WORKER_PASSWORD, MILLRACE_USER_PRODUCER_PASSWORD and
-    /// MILLRACE_USER_OPERATOR_PASSWORD; a role without one is left out
-    #[arg(long, conflicts_with = "no_policies")]
-    users: bool,
+    #[command(flatten)]
+    roles: Roles,
 }
 
 const AFTER_HELP: &str = "\
@@ -43,6 +39,7 @@ Examples:
   millrace topology apply
   millrace topology apply --models digits,sentiment
   MILLRACE_USER_WORKER_PASSWORD=... millrace topology apply --users
+  MILLRACE_USER_PRODUCER_TRIAL_PASSWORD=... millrace topology apply --users --producer trial=free
 
 A queue's arguments cannot change while it exists: `millrace topology diff` shows such differences. Drain the queue, delete \
 it and apply again.
@@ -68,7 +65,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     if arguments.no_policies {
         return Ok(Exit::Success);
     }
-    let users = if arguments.users { users_with_passwords(&config)? } else { Vec::new() };
+    let users = users::wanted(&config, &arguments.roles)?;
     let policies = topology.policies;
     let count = policies.len();
     let names: Vec<String> = users.iter().map(|user| user.name.clone()).collect();
@@ -95,15 +92,6 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
 
 fn join<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-}
-
-fn users_with_passwords(config: &Config) -> Result<Vec<User>> {
-    let (with, without): (Vec<User>, Vec<User>) =
-        users::all(config)?.into_iter().partition(|user| user.password.is_some());
-    for user in without {
-        eprintln!("{} is left out: set {} to its password", user.name, user.variable);
-    }
-    Ok(with)
 }
 
 fn set(management: &Management, policies: &[Policy], users: &[User]) -> Result<()> {

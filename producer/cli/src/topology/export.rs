@@ -7,7 +7,7 @@ use millrace_producer::Config;
 use serde_json::{Value, json};
 
 use super::apply::policy_json;
-use super::users::{self, User};
+use super::users::{self, Roles, User};
 use super::{Models, wanted};
 use crate::exit::Exit;
 use crate::global::Global;
@@ -16,15 +16,15 @@ use crate::output;
 /// Print RabbitMQ definitions (JSON) of what should be on the broker
 ///
 /// For `rabbitmqctl import_definitions FILE`, or `load_definitions` in rabbitmq.conf. With --models no broker is needed.
+/// Passwords of users are hashed.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {
     #[command(flatten)]
     models: Models,
 
-    /// With users and permissions; as for `millrace topology apply --users`, but with hashed passwords
-    #[arg(long)]
-    users: bool,
+    #[command(flatten)]
+    roles: Roles,
 }
 
 const AFTER_HELP: &str = "\
@@ -42,15 +42,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     if models.is_empty() {
         eprintln!("no worker is alive and --models names none: only what all models share is exported");
     }
-    let mut users = Vec::new();
-    if arguments.users {
-        for user in users::all(&config)? {
-            match user.password {
-                Some(_) => users.push(user),
-                None => eprintln!("{} is left out: set {} to its password", user.name, user.variable),
-            }
-        }
-    }
+    let users = users::wanted(&config, &arguments.roles)?;
     let definitions = definitions(&config, &wanted::topology(&config, &models), &users);
     output::print(&serde_json::to_string_pretty(&definitions)?)?;
     Ok(Exit::Success)
@@ -111,7 +103,7 @@ mod tests {
         let mut config = Config::load(None).unwrap();
         config.topology.tiers[0].shards = 2;
         let topology = wanted::topology(&config, &BTreeSet::from(["digits".to_owned()]));
-        let users = users::all(&config).unwrap();
+        let users = users::all(&config, &[]).unwrap();
         let definitions = definitions(&config, &topology, &users);
         for (kind, count) in [
             ("exchanges", topology.exchanges.len()),

@@ -129,6 +129,7 @@ pub(super) fn measure(context: &Context, workload: Workload) -> Result<Measured>
     let outcome = run.outcomes.remove(0).checked()?;
     stack.stop()?;
     let answers = outcome.answers.max(1) as f64;
+    anyhow::ensure!(!run.model_cpu.is_zero(), "no thread of the worker is named after the model");
     let echo = |payload| {
         let measuring =
             echo::measure(&context.broker, workload.queue_type, &sample, payload, context.duration());

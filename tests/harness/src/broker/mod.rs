@@ -44,6 +44,8 @@ pub struct BrokerOptions {
     pub config: Vec<String>,
     /// The whole `advanced.config`, in Erlang terms: `[{rabbit,[{consumer_timeout,5000}]}].`
     pub advanced_config: Option<String>,
+    /// A second listener, for `amqps`; none by default.
+    pub tls: Option<BrokerTls>,
     /// For the Erlang VM, such as `+S 1:1` for a single scheduler.
     pub erl_args: Option<String>,
     /// Root directory to run in; by default the one that [`ROOT_VARIABLE`] names.
@@ -52,6 +54,29 @@ pub struct BrokerOptions {
     pub port: Option<u16>,
     /// For everything the node writes; a temporary one by default.
     pub directory: Option<PathBuf>,
+    /// The cluster to join as the node starts; by default it is one of its own.
+    pub cluster: Option<Cluster>,
+}
+
+/// What a node shows its clients over TLS, and asks of them. All PEM.
+#[derive(Debug, Clone)]
+pub struct BrokerTls {
+    /// The authority whose client certificates it trusts.
+    pub authority: String,
+    pub certificate: String,
+    pub key: String,
+    /// Whether clients must have one.
+    pub asks_for_certificates: bool,
+}
+
+/// What a node must know of a cluster to join it.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// A running node of it.
+    node: String,
+    /// What its nodes find each other by.
+    epmd: u16,
+    cookie: String,
 }
 
 impl Default for BrokerOptions {
@@ -62,10 +87,12 @@ impl Default for BrokerOptions {
                 .to_vec(),
             config: Vec::new(),
             advanced_config: None,
+            tls: None,
             erl_args: None,
             root: std::env::var_os(ROOT_VARIABLE).filter(|root| !root.is_empty()).map(PathBuf::from),
             port: None,
             directory: None,
+            cluster: None,
         }
     }
 }
@@ -107,7 +134,11 @@ impl Broker {
     }
 
     fn try_start(rabbitmq: RabbitMq, options: &BrokerOptions) -> Result<Self> {
-        let node = Node::create(rabbitmq, options, Ports::pick(options.port)?)?;
+        let mut ports = Ports::pick(options.port)?;
+        if let Some(cluster) = &options.cluster {
+            ports.epmd = cluster.epmd;
+        }
+        let node = Node::create(rabbitmq, options, ports)?;
         let mut supervisor =
             Supervisor::start(&node).inspect_err(|_| drop(std::fs::remove_dir_all(&node.dir)))?;
         let process = supervisor.start_node(&node)?;
@@ -125,6 +156,11 @@ impl Broker {
     /// `amqp://` address of the default virtual host, with user and password.
     pub fn amqp_url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port())
+    }
+
+    /// `amqps://` address of the default virtual host at `host`, one of this machine's names.
+    pub fn amqps_url(&self, host: &str) -> String {
+        format!("amqps://guest:guest@{host}:{}/%2f", self.node.ports.tls)
     }
 
     /// Address of the management API, with user and password; it answers only if that plugin is on.
@@ -149,6 +185,18 @@ impl Broker {
     /// The Erlang VM: to freeze it (SIGSTOP), or to see it gone.
     pub fn process(&self) -> ProcessId {
         self.process
+    }
+
+    /// What other nodes must know to join this one; it has to outlive them, for they find each other by its epmd.
+    ///
+    /// # Errors
+    /// When the cookie cannot be read.
+    pub fn cluster(&self) -> Result<Cluster> {
+        Ok(Cluster {
+            node: self.node.name(),
+            epmd: self.node.ports.epmd,
+            cookie: std::fs::read_to_string(self.node.dir.join("home/.erlang.cookie"))?,
+        })
     }
 
     /// Where the node's files and its log `node.log` are.

@@ -22,6 +22,8 @@ pub(super) struct Node {
     rabbitmq: RabbitMq,
     /// As this process sees it.
     pub(super) dir: PathBuf,
+    /// As the node does, which may have another root.
+    inner: PathBuf,
     pub(super) ports: Ports,
     environment: BTreeMap<&'static str, String>,
 }
@@ -33,7 +35,8 @@ impl Node {
             Some(root) => Path::new("/").join(dir.strip_prefix(root)?),
             None => dir.clone(),
         };
-        let node = Self { environment: environment(&inner, &ports, options), rabbitmq, dir, ports };
+        let environment = environment(&inner, &ports, options);
+        let node = Self { environment, rabbitmq, dir, inner, ports };
         // From here on the directory is removed by the supervisor, which does not run yet.
         node.write_files(options).inspect_err(|_| drop(fs::remove_dir_all(&node.dir)))?;
         Ok(node)
@@ -44,7 +47,8 @@ impl Node {
             fs::create_dir_all(self.dir.join(sub))?;
         }
         let cookie = self.dir.join("home/.erlang.cookie");
-        fs::write(&cookie, format!("{:032x}", rand::random::<u128>()))?;
+        let secret = options.cluster.as_ref().map(|cluster| cluster.cookie.clone());
+        fs::write(&cookie, secret.unwrap_or_else(|| format!("{:032x}", rand::random::<u128>())))?;
         // Erlang refuses a cookie that others can read.
         fs::set_permissions(&cookie, Permissions::from_mode(0o400))?;
         fs::write(self.dir.join("env.conf"), "")?;
@@ -52,7 +56,20 @@ impl Node {
         fs::write(self.dir.join("plugins"), format!("[{plugins}].\n"))?;
         let advanced = options.advanced_config.as_deref().unwrap_or("[].");
         fs::write(self.dir.join("advanced.config"), advanced)?;
-        fs::write(self.dir.join("rabbitmq.conf"), configuration(&self.ports, options))?;
+        let mut configuration = configuration(&self.ports, options);
+        if let Some(tls) = &options.tls {
+            for (name, pem) in
+                [("ca.pem", &tls.authority), ("cert.pem", &tls.certificate), ("key.pem", &tls.key)]
+            {
+                fs::write(self.dir.join(name), pem)?;
+            }
+            configuration.push_str(&tls_configuration(
+                self.ports.tls,
+                &self.inner,
+                tls.asks_for_certificates,
+            ));
+        }
+        fs::write(self.dir.join("rabbitmq.conf"), configuration)?;
         Ok(())
     }
 
@@ -91,6 +108,11 @@ impl Node {
         words
     }
 
+    /// As other nodes know it.
+    pub(super) fn name(&self) -> String {
+        node_name(&self.ports)
+    }
+
     /// The end of the node's log, for error messages.
     pub(super) fn log_tail(&self) -> String {
         process::last_lines(&self.dir.join("node.log"), 25)
@@ -125,7 +147,7 @@ fn environment(dir: &Path, ports: &Ports, options: &BrokerOptions) -> BTreeMap<&
         ("ERL_CRASH_DUMP", inside("erl_crash.dump")),
         ("ERL_EPMD_PORT", ports.epmd.to_string()),
         ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
-        ("RABBITMQ_NODENAME", format!("millrace{}@localhost", ports.amqp)),
+        ("RABBITMQ_NODENAME", node_name(ports)),
         ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_NODE_PORT", ports.amqp.to_string()),
         ("RABBITMQ_DIST_PORT", ports.distribution.to_string()),
@@ -151,6 +173,10 @@ fn environment(dir: &Path, ports: &Ports, options: &BrokerOptions) -> BTreeMap<&
     variables
 }
 
+fn node_name(ports: &Ports) -> String {
+    format!("millrace{}@localhost", ports.amqp)
+}
+
 /// Our settings, then the caller's lines; a setting of ours that the caller gives too is left out, since a key given
 /// twice (or in two forms, like `vm_memory_high_watermark.*`) is refused by some versions.
 fn configuration(ports: &Ports, options: &BrokerOptions) -> String {
@@ -174,9 +200,23 @@ fn configuration(ports: &Ports, options: &BrokerOptions) -> String {
             lines.push(format!("{key}.tcp.port = {port}"));
         }
     }
+    if let Some(cluster) = &options.cluster {
+        lines.push("cluster_formation.peer_discovery_backend = classic_config".to_owned());
+        lines.push(format!("cluster_formation.classic_config.nodes.1 = {}", cluster.node));
+    }
     lines.extend(options.config.iter().cloned());
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// `dir` is the node's, as it sees it.
+fn tls_configuration(port: u16, dir: &Path, asks_for_certificates: bool) -> String {
+    let dir = dir.display();
+    format!(
+        "listeners.ssl.local = 127.0.0.1:{port}\nssl_options.cacertfile = {dir}/ca.pem\nssl_options.certfile = {dir}/cert.pem\n\
+         ssl_options.keyfile = {dir}/key.pem\nssl_options.verify = verify_peer\n\
+         ssl_options.fail_if_no_peer_cert = {asks_for_certificates}\n"
+    )
 }
 
 fn section(line: &str) -> &str {

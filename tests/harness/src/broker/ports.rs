@@ -17,6 +17,7 @@ pub(super) struct Ports {
     pub(super) prometheus: u16,
     pub(super) epmd: u16,
     pub(super) distribution: u16,
+    pub(super) tls: u16,
     /// One for each command line tool that runs at the same time.
     pub(super) tools: RangeInclusive<u16>,
 }
@@ -37,7 +38,8 @@ impl Ports {
                 prometheus: base + 2,
                 epmd: base + 3,
                 distribution: base + 4,
-                tools: base + 5..=base + BLOCK - 1,
+                tls: base + 5,
+                tools: base + 6..=base + BLOCK - 1,
             };
             if (base + 1..base + BLOCK).all(is_free) && (amqp.is_some() || is_free(base)) {
                 return Ok(ports);
@@ -72,6 +74,7 @@ mod tests {
             ports.prometheus,
             ports.epmd,
             ports.distribution,
+            ports.tls,
             *ports.tools.start(),
         ];
         assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "{all:?}");

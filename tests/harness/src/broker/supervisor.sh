@@ -24,13 +24,14 @@ finish() {
 } 2>/dev/null
 trap finish HUP INT TERM
 
-# In the foreground, so that its pid is known: a node that finds none starts one that outlives it.
+# In the foreground, so that its pid is known: a node that finds none starts one that outlives it. In a cluster the first node's answers,
+# and this one ends at once.
 setsid "$@" epmd </dev/null &
 epmd=$!
 tries=250
 until "$@" epmd -names >/dev/null 2>&1; do
     tries=$((tries - 1))
-    if [ "$tries" -eq 0 ] || ! kill -0 "$epmd" 2>/dev/null; then
+    if [ "$tries" -eq 0 ]; then
         echo "epmd does not answer on port $ERL_EPMD_PORT"
         finish
     fi

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{DataType, TensorProto};
+use super::{DataType, StringStringEntryProto, TensorProto};
 
 /// The values of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,19 @@ impl TensorProto {
     pub fn of_i64(name: &str, dims: &[i64], values: &[i64]) -> Self {
         let raw_data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Self::of_raw(name, DataType::Int64, dims, raw_data)
+    }
+
+    /// `data_location` of values in a file of their own.
+    pub const EXTERNAL: i32 = 1;
+
+    /// An FP32 tensor, its values in a file at this path from the model's.
+    pub fn in_file(name: &str, dims: &[i64], location: &str) -> Self {
+        let location = StringStringEntryProto { key: "location".to_owned(), value: location.to_owned() };
+        Self {
+            external_data: vec![location],
+            data_location: Self::EXTERNAL,
+            ..Self::of_raw(name, DataType::Float, dims, Vec::new())
+        }
     }
 
     fn of_raw(name: &str, data_type: DataType, dims: &[i64], raw_data: Vec<u8>) -> Self {

@@ -52,11 +52,13 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 struct Logs {
     stdout: PathBuf,
     stderr: PathBuf,
+    /// In place of that file.
+    with_stderr: Option<Stdio>,
 }
 
 impl Logs {
     fn of(directory: &Path) -> Self {
-        Self { stdout: directory.join("stdout"), stderr: directory.join("stderr") }
+        Self { stdout: directory.join("stdout"), stderr: directory.join("stderr"), with_stderr: None }
     }
 }
 
@@ -83,6 +85,16 @@ impl Process {
         Self::start(command, Logs::of(directory.path()), Some(directory), false)
     }
 
+    /// As [`Process::spawn`], its standard error where the caller wants it: into a pipe that nobody reads, for example.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn_with_stderr(command: Command, stderr: Stdio) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("millrace-").tempdir()?;
+        let logs = Logs { with_stderr: Some(stderr), ..Logs::of(directory.path()) };
+        Self::start(command, logs, Some(directory), false)
+    }
+
     /// Starts a program that starts others: it leads a process group, and what ends it ends the group. Its output and whatever
     /// it keeps in `directory` are removed in the end.
     ///
@@ -100,13 +112,13 @@ impl Process {
     pub fn spawn_with_logs(command: Command, directory: &Path, name: &str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let log = |output: &str| directory.join(format!("{name}.{output}"));
-        let logs = Logs { stdout: log("stdout"), stderr: log("stderr") };
+        let logs = Logs { stdout: log("stdout"), stderr: log("stderr"), with_stderr: None };
         Self::start(command, logs, None, false)
     }
 
     fn start(
         mut command: Command,
-        Logs { stdout, stderr }: Logs,
+        Logs { stdout, stderr, with_stderr }: Logs,
         directory: Option<TempDir>,
         leads_group: bool,
     ) -> Result<Self> {
@@ -114,7 +126,7 @@ impl Process {
         let child = command
             .stdin(Stdio::null())
             .stdout(File::create(&stdout)?)
-            .stderr(File::create(&stderr)?)
+            .stderr(with_stderr.map_or_else(|| File::create(&stderr).map(Stdio::from), Ok)?)
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         // To `kill` a negative pid is a process group.

@@ -16,7 +16,15 @@ impl WorkerProcess {
     /// # Errors
     /// When the binary is not built or does not start.
     pub fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
-        let mut command = Command::new(binary("millrace-worker")?);
+        Self::spawn_as("millrace-worker", arguments, environment)
+    }
+
+    /// As [`WorkerProcess::spawn`], with a binary that works as the worker's does.
+    ///
+    /// # Errors
+    /// As [`WorkerProcess::spawn`].
+    pub fn spawn_as(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Command::new(binary(name)?);
         command.args(arguments).envs(environment.iter().copied());
         Process::spawn(command).map(Self)
     }

@@ -9,8 +9,8 @@ use super::super::tier_set::TierSet;
 use super::*;
 
 #[derive(Clone, Debug, PartialEq)]
-struct Request {
-    id: u32,
+pub(in crate::schedule) struct Request {
+    pub(in crate::schedule) id: u32,
     key: u8,
     tenant: u8,
     rows: u32,
@@ -46,7 +46,7 @@ impl Waiting for Request {
     }
 }
 
-fn policy(max_batch_size: u32) -> BatchPolicy {
+pub(in crate::schedule) fn policy(max_batch_size: u32) -> BatchPolicy {
     BatchPolicy {
         max_batch_size,
         preferred_batch_sizes: vec![],
@@ -55,7 +55,7 @@ fn policy(max_batch_size: u32) -> BatchPolicy {
     }
 }
 
-fn request(id: u32, now: Instant) -> Request {
+pub(in crate::schedule) fn request(id: u32, now: Instant) -> Request {
     Request {
         id,
         key: 0,

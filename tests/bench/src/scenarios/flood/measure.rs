@@ -49,9 +49,9 @@ pub(super) fn calm(context: &Context, case: Case, run: u64) -> Result<Calm> {
     let premium = stack.run(vec![spec])?.outcomes.remove(0).checked()?;
     stack.limit_queues(queue_length(capacity))?;
     let once = Case { factor: 1.0, client: ClientKind::Library, ..case };
-    let mut specs = both(&stack, once, capacity, run + 3000);
-    specs.iter_mut().for_each(|spec| spec.duration = context.duration() * 2);
-    let open: f64 = stack.run(specs)?.outcomes.iter().map(Outcome::rate).sum();
+    let specs = both(&stack, context, once, capacity, run + 3000);
+    let outcomes = stack.run(specs)?.outcomes.into_iter().map(Outcome::checked);
+    let open: f64 = outcomes.map(|outcome| outcome.map(|outcome| outcome.rate())).sum::<Result<f64>>()?;
     stack.stop()?;
     eprintln!(
         "  capacity {capacity:.0}/s, {open:.0}/s served when that is offered, premium alone p50 / p99 {:.1} / {:.1} ms",
@@ -61,9 +61,11 @@ pub(super) fn calm(context: &Context, case: Case, run: u64) -> Result<Calm> {
     Ok(Calm { capacity, open, premium })
 }
 
-/// Premium's client and the flood's, which sends what premium leaves of the case's load.
-fn both(stack: &Stack<'_>, case: Case, capacity: f64, seed: u64) -> Vec<Spec> {
-    let premium = premium(stack, capacity, seed);
+/// Premium's client and the flood's, which sends what premium leaves of the case's load, for the whole length; the first second
+/// counts too, since the onset is what hurts.
+fn both(stack: &Stack<'_>, context: &Context, case: Case, capacity: f64, seed: u64) -> Vec<Spec> {
+    let mut premium = premium(stack, capacity, seed);
+    (premium.warm_up, premium.duration) = (Duration::ZERO, context.duration() * LENGTH);
     let mut free = Spec { tier: "free".to_owned(), client: case.client, ..premium.clone() };
     free.arrivals = Arrivals::Poisson { per_second: capacity * (case.factor - PREMIUM_PART) };
     free.seed = seed + 1000;
@@ -76,14 +78,11 @@ fn premium(stack: &Stack<'_>, capacity: f64, run: u64) -> Spec {
     spec
 }
 
-/// Both tiers for the whole length; the first second counts too, since the onset is what hurts.
+/// Both tiers, premium's beside the flood's.
 pub(super) fn flood(context: &Context, case: Case, calm: &Calm, run: u64) -> Result<Measured> {
     let mut stack = stack(context, case)?;
     stack.limit_queues(queue_length(calm.capacity))?;
-    let mut specs = both(&stack, case, calm.capacity, run + 1000);
-    for spec in &mut specs {
-        (spec.warm_up, spec.duration) = (Duration::ZERO, context.duration() * LENGTH);
-    }
+    let specs = both(&stack, context, case, calm.capacity, run + 1000);
     let mut run = stack.run(specs)?;
     stack.stop()?;
     let free = run.outcomes.pop().ok_or_else(|| anyhow::anyhow!("two clients ran"))?;

@@ -1,38 +1,31 @@
 //! Workers, the broker and a batch's client are killed and restarted at random, under load: nothing is lost, nobody is
-//! answered twice.
+//! answered wrongly.
 //!
 //! Short in the normal run; `cargo xtask chaos` runs it for minutes.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt, stream};
 use millrace_harness::broker::{Broker, BrokerOptions};
 use millrace_harness::models;
 use millrace_harness::process::{Process, WorkerProcess};
-use millrace_producer::{Client, Request};
 use millrace_tests::batch::Batch;
 use millrace_tests::foreign::Foreign;
-use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, eventually};
-use ndarray::Array2;
+use millrace_tests::ledger::{Ledger, Limits, What};
+use millrace_tests::load::{HISTORY_VARIABLE, Load, Over, Plan, judged, note_residue, seed, setting};
+use millrace_tests::stack::{ONE_INSTANCE, READY, Stack};
 use nix::sys::signal::Signal;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
 const WORKERS: usize = 3;
-const TIERS: [&str; 3] = ["premium", "enterprise", "free"];
-const IN_FLIGHT: usize = 96;
+const PLAN: Plan = Plan { model: "slow", in_flight: 96, ..Plan::SINGLE };
 const BATCH_LINES: usize = 4_000;
 const BATCH_IN_FLIGHT: usize = 64;
-/// Longer than any of the faults lasts: a request may wait, it may not be given up.
-const DEADLINE: Duration = Duration::from_secs(300);
 const DRAINED: Duration = Duration::from_secs(120);
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
-}
 
 /// What happens to the fleet. The weights say how often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,11 +49,44 @@ const FAULTS: [(Fault, u32); 7] = [
     (Fault::InterruptBatch, 1),
 ];
 
+/// One of the workers.
+struct Member {
+    worker: WorkerProcess,
+    /// How often it was told to stop.
+    stops: usize,
+}
+
+impl Member {
+    fn starting(stack: &Stack) -> Self {
+        Self { worker: stack.starting_worker(&[]), stops: 0 }
+    }
+
+    fn stop(&mut self) {
+        self.worker.terminate();
+        self.stops += 1;
+    }
+
+    /// Checks that it has not ended by itself: killed by us; drained, or not all, since the broker went away meanwhile; told to stop
+    /// once more while it drained, which ends it at once; or told before it could hear it.
+    fn assert_ended_by_us(&mut self) {
+        let status = self.worker.wait(READY).unwrap();
+        let is_ours = match (status.code(), status.signal()) {
+            (Some(0 | 1), _) => self.stops > 0,
+            (Some(130), _) => self.stops > 1,
+            (_, Some(signal)) => {
+                signal == Signal::SIGKILL as i32 || (signal == Signal::SIGTERM as i32 && self.stops > 0)
+            }
+            _ => false,
+        };
+        assert!(is_ours, "ended with {status}, told to stop {} times:\n{}", self.stops, self.worker.stderr());
+    }
+}
+
 /// Everything that can be hurt.
 struct Fleet {
     stack: Stack,
     broker: Broker,
-    workers: Vec<WorkerProcess>,
+    workers: Vec<Member>,
     batch: Batch,
     submit: Process,
     batches: usize,
@@ -74,7 +100,7 @@ impl Fleet {
         let stack = Stack::on(&broker.amqp_url())
             .config("slow", &format!("max_batch_size = 8\n{ONE_INSTANCE}"))
             .model("slow", &models::slow(4));
-        let workers = (0..WORKERS).map(|_| stack.worker()).collect();
+        let workers = (0..WORKERS).map(|_| Member { worker: stack.worker(), stops: 0 }).collect();
         let batch = Batch::new(&stack, "slow", BATCH_LINES, BATCH_IN_FLIGHT);
         let submit = batch.start();
         Self { stack, broker, workers, batch, submit, batches: 0, faults: BTreeMap::new() }
@@ -82,14 +108,14 @@ impl Fleet {
 
     fn happen(&mut self, fault: Fault, random: &mut ChaCha8Rng) {
         *self.faults.entry(fault).or_default() += 1;
-        let worker = &mut self.workers[random.random_range(0..WORKERS)];
+        let member = &mut self.workers[random.random_range(0..WORKERS)];
         match fault {
-            Fault::KillWorker => drop(worker.kill().unwrap()),
-            Fault::StopWorker => worker.terminate(),
+            Fault::KillWorker => drop(member.worker.kill().unwrap()),
+            Fault::StopWorker => member.stop(),
             Fault::FreezeWorker => {
-                worker.signal(Signal::SIGSTOP);
+                member.worker.signal(Signal::SIGSTOP);
                 std::thread::sleep(Duration::from_millis(random.random_range(500..3_000)));
-                worker.signal(Signal::SIGCONT);
+                member.worker.signal(Signal::SIGCONT);
             }
             Fault::KillBroker => {
                 self.broker.kill().unwrap();
@@ -106,13 +132,11 @@ impl Fleet {
 
     /// Starts again what has ended; a batch that is complete is checked and a new one begun.
     fn mend(&mut self) {
-        for worker in self.workers.iter_mut().filter_map(|worker| (!worker.is_running()).then_some(worker)) {
-            let status = worker.wait(READY).unwrap();
-            // Killed by us; drained; or not all drained, since the broker went away meanwhile. Never by itself.
-            let is_ours =
-                status.signal() == Some(Signal::SIGKILL as i32) || matches!(status.code(), Some(0 | 1));
-            assert!(is_ours, "a worker ended with {status}:\n{}", worker.stderr());
-            *worker = self.stack.starting_worker(&[]);
+        for member in &mut self.workers {
+            if !member.worker.is_running() {
+                member.assert_ended_by_us();
+                *member = Member::starting(&self.stack);
+            }
         }
         if self.tend_batch() {
             self.batch = Batch::new(&self.stack, "slow", BATCH_LINES, BATCH_IN_FLIGHT);
@@ -150,10 +174,16 @@ impl Fleet {
         (self, batches)
     }
 
+    /// Whoever was told to stop by a fault may still be at it.
     fn drain(mut self) {
-        for worker in &mut self.workers {
-            worker.terminate();
-            assert_eq!(worker.wait(READY).unwrap().code(), Some(0), "{}", worker.stderr());
+        for member in &mut self.workers {
+            if member.stops > 0 {
+                member.assert_ended_by_us();
+                continue;
+            }
+            member.stop();
+            let status = member.worker.wait(READY).unwrap();
+            assert_eq!(status.code(), Some(0), "{}", member.worker.stderr());
         }
     }
 }
@@ -169,19 +199,9 @@ fn pick(random: &mut ChaCha8Rng) -> Fault {
     found.expect("the weights sum up").0
 }
 
-/// Ends the load, also after a panic.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-fn wreak_havoc(mut fleet: Fleet, duration: Duration, seed: u64, is_over: &AtomicBool) -> (Fleet, usize) {
+fn wreak_havoc(mut fleet: Fleet, duration: Duration, seed: u64, over: Over) -> (Fleet, usize) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let started = Instant::now();
-    let over = Over(is_over);
     while started.elapsed() < duration {
         std::thread::sleep(Duration::from_millis(random.random_range(300..3_000)));
         let fault = pick(&mut random);
@@ -195,57 +215,31 @@ fn wreak_havoc(mut fleet: Fleet, duration: Duration, seed: u64, is_over: &Atomic
     fleet.settle()
 }
 
-/// Sends requests until told not to, and checks each result. Returns how many there were.
-async fn load(client: &Client, is_over: &AtomicBool) -> usize {
-    let numbers = (0u32..).take_while(|_| !is_over.load(Ordering::Relaxed));
-    let requests = numbers.map(|number| {
-        let row = Array2::from_elem((1, 4), number as f32);
-        let request = Request::new("slow").deadline(DEADLINE).tier(TIERS[number as usize % TIERS.len()]);
-        request.input_array("x", row.view()).unwrap()
-    });
-    let mut results = client.stream(stream::iter(requests), IN_FLIGHT);
-    let mut answered = Vec::new();
-    while let Some((number, result)) = results.next().await {
-        let response = result.unwrap_or_else(|error| panic!("request {number}: {error}"));
-        let own = Array2::from_elem((1, 4), number as f32).into_dyn();
-        assert_eq!(response.array::<f32>("y").unwrap(), own, "request {number}");
-        if answered.len() <= number {
-            answered.resize(number + 1, false);
-        }
-        assert!(!std::mem::replace(&mut answered[number], true), "request {number} was answered twice");
-    }
-    assert!(answered.iter().all(|&is_answered| is_answered), "a request has no answer");
-    answered.len()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_workers_broker_and_clients_are_killed_at_random() {
     let duration = Duration::from_secs(setting("MILLRACE_CHAOS_SECONDS").unwrap_or(20));
-    let seed = setting("MILLRACE_CHAOS_SEED").unwrap_or_else(rand::random);
-    println!("{} s of faults, seed {seed}", duration.as_secs());
+    let seed = seed();
+    let folder = tempfile::tempdir().unwrap();
+    let kept = std::env::var_os(HISTORY_VARIABLE).map(PathBuf::from);
+    let ledger = Ledger::create(&kept.unwrap_or_else(|| folder.path().join("history.jsonl"))).unwrap();
+    let ledger = Arc::new(ledger);
     let fleet = tokio::task::spawn_blocking(Fleet::start).await.unwrap();
     let (url, prefix) = (fleet.stack.amqp_url().to_owned(), fleet.stack.prefix().to_owned());
-    let client = fleet.stack.client().await;
-    let is_over = std::sync::Arc::new(AtomicBool::new(false));
-    let told = std::sync::Arc::clone(&is_over);
-    let havoc = tokio::task::spawn_blocking(move || wreak_havoc(fleet, duration, seed, &told));
-    let answered = load(&client, &is_over).await;
+    let load = Load::start(fleet.stack.client().await, PLAN, &ledger, &Arc::default());
+    let over = load.over();
+    let havoc = tokio::task::spawn_blocking(move || wreak_havoc(fleet, duration, seed, over));
     let (fleet, batches) = havoc.await.unwrap();
-    let faults: Vec<String> =
-        fleet.faults.iter().map(|(fault, count)| format!("{count} {fault:?}")).collect();
-    println!(
-        "{answered} requests and {batches} batches of {BATCH_LINES} lines, each answered once, through {}",
-        faults.join(", ")
-    );
+    let client = load.end().await;
 
     let foreign = Foreign::idle(&url, &prefix).await;
-    for queue in TIERS.map(|tier| format!("request.slow.{tier}")) {
-        eventually("second copies are done with", DRAINED, async || foreign.depth(&queue).await == 0).await;
-    }
-    for queue in ["dead", "dead.inbox"] {
-        assert_eq!(foreign.depth(queue).await, 0, "{queue}");
-    }
-    assert_eq!(client.pending(), 0);
+    note_residue(&foreign, PLAN.model, &ledger).await;
+    ledger.note("pending requests", What::Residue { count: client.pending() as u64 });
+    let faults: Vec<String> =
+        fleet.faults.iter().map(|(fault, count)| format!("{count} {fault:?}")).collect();
+    println!("{}; {batches} batches of {BATCH_LINES} lines, each answered once", faults.join(", "));
+    let verdict = judged("chaos", &ledger, Limits { starts: u32::MAX });
+    // Nothing was full and nobody gave up: every request has its result.
+    assert_eq!(verdict.ok, verdict.requests, "{verdict}");
     client.close().await;
     tokio::task::spawn_blocking(move || fleet.drain()).await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! The broker restarts, in order or by a crash, with requests in flight and with replies waiting for a client that is away.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use millrace_harness::broker::{Broker, BrokerOptions};
@@ -9,6 +9,7 @@ use millrace_harness::models;
 use millrace_harness::process::WorkerProcess;
 use millrace_producer::{Client, Request};
 use millrace_tests::foreign::{Foreign, rows};
+use millrace_tests::load::{Plan, Trial, say};
 use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, eventually};
 use ndarray::Array2;
 use tokio::sync::mpsc;
@@ -124,4 +125,42 @@ async fn nothing_is_lost_over_broker_restarts_with_classic_and_quorum_queues() {
     }
     quorum.finish().await;
     classic.finish().await;
+}
+
+/// Prints how soon the fleet is at its pace again: suspects, which all that was fetched is after a crash, must not hold it up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute: `cargo xtask faults`"]
+async fn the_pace_is_back_soon_after_a_crash() {
+    const NORMAL: Duration = Duration::from_secs(8);
+    const SECOND: Duration = Duration::from_secs(1);
+    let mut broker =
+        Broker::start(BrokerOptions { plugins: Vec::new(), ..BrokerOptions::default() }).unwrap();
+    let stack = Stack::on(&broker.amqp_url()).config("m", ONE_INSTANCE).model("m", &models::slow(2));
+    let _workers = [stack.worker(), stack.worker()];
+    let trial = Trial::begin("pace after a crash", &stack, stack.client().await, Plan::SINGLE).await;
+    trial.load().flows(500).await;
+    let before = trial.load().ended();
+    tokio::time::sleep(NORMAL).await;
+    let normal = (trial.load().ended() - before) as f64 / NORMAL.as_secs_f64();
+    let restarted = tokio::task::spawn_blocking(move || {
+        broker.kill().unwrap();
+        broker.start_again().unwrap();
+        broker
+    });
+    let _broker = restarted.await.unwrap();
+    let opened = Instant::now();
+    let first = trial.load().flows(1).await;
+    let mut paces = Vec::new();
+    while opened.elapsed() < Duration::from_secs(20) {
+        let before = trial.load().ended();
+        tokio::time::sleep(SECOND).await;
+        paces.push((trial.load().ended() - before) as f64 / normal);
+    }
+    let listed: Vec<String> = paces.iter().map(|pace| format!("{pace:.2}")).collect();
+    say(format_args!(
+        "fault pace after a crash: {normal:.0} requests a second before; first reply {first:?} after the port opened; then, of that pace and \
+         second by second: {}",
+        listed.join(" ")
+    ));
+    trial.end().await;
 }

@@ -1,0 +1,124 @@
+//! Telling the workers that nobody waits for a request any more.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use millrace_common::amqp::connection::Connector;
+use millrace_common::amqp::properties::Properties;
+use millrace_common::amqp::publisher::{Message, Outcome, Publisher, PublisherOptions};
+use millrace_common::amqp::topology::Names;
+use millrace_common::control::{Control, MAX_IDS};
+use millrace_common::lifecycle::Lifecycle;
+use tokio::sync::mpsc;
+
+use crate::client::Client;
+
+/// Each message goes to every worker: so long others are waited for that travel with it.
+const LINGER: Duration = Duration::from_millis(10);
+/// Cancellations waiting to be sent. More than that are not worth the workers' time: those run, and nobody hears of it.
+const WAITING: usize = 10_000;
+
+/// Sends cancellations, over a connection of its own from the first one on: what a broker without the exchange does to it hurts nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct Canceller {
+    ids: OnceLock<mpsc::Sender<String>>,
+}
+
+impl Canceller {
+    /// Cancels a request soon. Does not block; needs a runtime about it the first time.
+    pub(crate) fn cancel(&self, id: String, connector: &Connector, names: &Names, lifecycle: &Lifecycle) {
+        if lifecycle.is_stopping() {
+            return;
+        }
+        let start = || {
+            let (ids, waiting) = mpsc::channel(WAITING);
+            let user: Arc<str> = connector.addresses()[0].user().into();
+            let options = PublisherOptions::default();
+            let publisher = Publisher::spawn(connector.clone(), "cancellations", options, lifecycle);
+            lifecycle.spawn(send(
+                waiting,
+                publisher,
+                names.control_exchange().into(),
+                user,
+                lifecycle.clone(),
+            ));
+            ids
+        };
+        // Full: see above.
+        let _ = self.ids.get_or_init(start).try_send(id);
+    }
+}
+
+async fn send(
+    mut waiting: mpsc::Receiver<String>,
+    publisher: Publisher,
+    exchange: Arc<str>,
+    user: Arc<str>,
+    lifecycle: Lifecycle,
+) {
+    let sending = async {
+        loop {
+            let mut ids = Vec::new();
+            if waiting.recv_many(&mut ids, MAX_IDS).await == 0 {
+                return;
+            }
+            tokio::time::sleep(LINGER).await;
+            while ids.len() < MAX_IDS
+                && let Ok(id) = waiting.try_recv()
+            {
+                ids.push(id);
+            }
+            // Lost, they run: as if their callers had not cancelled.
+            publish(&publisher, &exchange, &user, ids).await;
+        }
+    };
+    tokio::select! {
+        () = sending => {}
+        () = lifecycle.stopping() => {}
+    }
+}
+
+/// Cancels requests of this user, [`MAX_IDS`] at most, and says what the broker did with that.
+pub(crate) async fn publish(
+    publisher: &Publisher,
+    exchange: &Arc<str>,
+    user: &str,
+    ids: Vec<String>,
+) -> Outcome {
+    let message = Message {
+        exchange: Arc::clone(exchange),
+        routing_key: String::new(),
+        properties: Properties::new().with_content_type("application/json").with_user_id(user),
+        body: Control::cancel(ids).write().into(),
+        mandatory: false,
+    };
+    publisher.publish(message).await
+}
+
+/// Cancels a request when it is dropped before the request's end.
+#[derive(Debug)]
+pub(crate) struct Cancel {
+    client: Client,
+    id: Option<String>,
+}
+
+impl Cancel {
+    /// For a request that may be away from now on.
+    pub(crate) fn new(client: &Client, id: &str) -> Self {
+        // Where replies outlive the client it does not cancel: a later one wants them.
+        Self { client: client.clone(), id: (!client.keeps_replies()).then(|| id.to_owned()) }
+    }
+
+    /// It has ended, by an answer or by its deadline.
+    pub(crate) fn ended(&mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.take() {
+            self.client.cancel_soon(id);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What processes tell each other.
+
+use std::time::Instant;
+
+use millrace_common::control::Control;
+use millrace_common::fleet::{Fleet, WorkerStatus};
+
+use crate::memory::{metered, metered_within};
+
+/// A message of the control exchange.
+pub fn control(input: &[u8]) {
+    if let Some(control) = metered(input.len(), || Control::read(input)) {
+        assert_eq!(Control::read(&control.write()), Some(control));
+    }
+}
+
+/// A worker's announcement. Workers alone may publish them, and its lists of short items take more than they do as text.
+pub fn status(input: &[u8]) {
+    let mut fleet = Fleet::default();
+    metered_within(24 * input.len() + (1 << 20), || fleet.hear(input, Instant::now()));
+    let heard: Vec<WorkerStatus> = fleet.workers().cloned().collect();
+    for status in heard {
+        for model in &status.models {
+            assert!(fleet.pack_rows(&model.name, Some(model.version)) >= 1);
+        }
+        assert!(fleet.slowness(&status.models) > 0.0);
+        let mut again = Fleet::default();
+        again.hear(&serde_json::to_vec(&status).expect("it serializes"), Instant::now());
+        assert_eq!(again.workers().next(), Some(&status));
+    }
+}
