@@ -56,6 +56,11 @@ impl Directory {
         self.now().serves(model, version)
     }
 
+    /// Whether clients may answer from what they keep, see [`Fleet::allows_cache`].
+    pub fn allows_cache(&self) -> bool {
+        self.now().allows_cache()
+    }
+
     /// Rows that may travel in one request, see [`Fleet::pack_rows`].
     pub fn pack_rows(&self, model: &str, version: Option<u64>) -> u32 {
         self.now().pack_rows(model, version)

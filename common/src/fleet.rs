@@ -36,6 +36,16 @@ pub struct WorkerStatus {
     /// What keeps its models' newest files from being served, for people.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// The live switches that hold for it, values by name.
+    #[serde(default)]
+    pub switches: BTreeMap<String, String>,
+    /// Whether clients may answer from what they keep.
+    #[serde(default = "yes")]
+    pub allows_cache: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One model version of a worker.
@@ -72,7 +82,7 @@ pub struct ModelStatus {
     /// The same of batches that requests made up, the warm-up's left out.
     #[serde(default)]
     pub ran_us: Vec<(u32, u64)>,
-    /// State of its circuit breaker: `closed`, `open` or `half_open`.
+    /// State of its circuit breaker: `closed`, `open` or `half_open`; where one is forced, `forced_open` or `disabled`.
     #[serde(default)]
     pub breaker: String,
 }
@@ -207,6 +217,11 @@ impl Fleet {
             own.slowness(other)
         });
         slowness.max_by(f64::total_cmp).unwrap_or(1.0)
+    }
+
+    /// Whether clients may answer from what they keep: no worker forbids it.
+    pub fn allows_cache(&self) -> bool {
+        self.workers().all(|worker| worker.allows_cache)
     }
 
     /// Whether a ready worker serves this version of the model.

@@ -17,5 +17,6 @@ pub mod directory;
 pub mod fleet;
 pub mod lifecycle;
 pub mod protocol;
+pub mod switches;
 pub mod telemetry;
 pub mod tier;

@@ -171,7 +171,8 @@ impl Client {
     /// Publishes a request and awaits its result, at most until its deadline.
     ///
     /// While others of its kind are away it may wait for company, `requests.pack_linger_us` at most, to travel in a pack. Where its
-    /// model's answers are kept (`requests.cache`) it may get one that is, or that of an equal request that is away.
+    /// model's answers are kept (`requests.cache`) it may get one that is, or that of an equal request that is away; not while an operator
+    /// has switched that off (`feature.cache`).
     ///
     /// # Errors
     /// [`Error`]; exactly one result or error comes for each request.
@@ -179,7 +180,8 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future gives the result up. The request may still run.
     pub async fn infer(&self, request: Request) -> Result<Response, Error> {
-        let Some(key) = self.inner.cache.key(&request) else { return self.infer_anew(request).await };
+        let key = self.inner.cache.key(&request).filter(|_| self.directory().allows_cache());
+        let Some(key) = key else { return self.infer_anew(request).await };
         let tiers = &self.inner.config.topology.tiers;
         let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
         // Refused where it is sent.

@@ -33,6 +33,8 @@ pub struct Config {
     // The worker's own sections, which mean nothing here: one file and one environment can serve both.
     #[serde(default, skip_serializing, rename = "worker")]
     _worker: IgnoredAny,
+    #[serde(default, skip_serializing, rename = "features")]
+    _features: IgnoredAny,
     #[serde(default, skip_serializing, rename = "models")]
     _models: IgnoredAny,
     #[serde(default, skip_serializing, rename = "onnxruntime")]
@@ -87,6 +89,7 @@ impl Validate for Config {
         self.broker.validate()?;
         self.topology.validate()?;
         self.limits.validate()?;
+        self.logs.validate()?;
         let requests = &self.requests;
         if self.topology.tier(&requests.tier).is_none() {
             return Err(Invalid::new("requests.tier", &requests.tier, "name one of topology.tiers"));

@@ -15,12 +15,12 @@ const REQUESTS: usize = 16;
 /// Replies allowed in a message.
 const MOST: usize = 5;
 
-fn allowing(properties: BasicProperties, most: usize) -> BasicProperties {
+pub(crate) fn allowing(properties: BasicProperties, most: usize) -> BasicProperties {
     with_header(properties, "x-replies-per-message", AMQPValue::LongLongInt(i64::try_from(most).unwrap()))
 }
 
 /// The replies in a message: id, status and body of each.
-fn replies(message: &Delivery) -> Vec<(String, String, Value)> {
+pub(crate) fn replies(message: &Delivery) -> Vec<(String, String, Value)> {
     let of = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
     let is_bundle = message
         .properties

@@ -20,6 +20,7 @@ mod secrets;
 mod shards;
 mod start_errors;
 mod submit;
+mod switches;
 mod telemetry;
 mod tls;
 mod unreadable;

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_common::fleet::ModelStatus;
 use tracing::warn;
 
 use crate::guard::breaker::{Breaker, Transition};
-use crate::guard::ladder::Ladder;
+use crate::guard::ladder::{Ladder, Reason};
 use crate::inbound::admission::Rules;
 use crate::job::Job;
 use crate::model::signature::Slot;
@@ -39,6 +39,8 @@ pub struct ServedVersion {
     pub breaker: Mutex<Breaker>,
     /// What its requests get then.
     pub ladder: Ladder,
+    /// The tiers whose requests an operator sends down the ladder.
+    pub degraded: Mutex<TierSet>,
 }
 
 /// Counters of a version since it was loaded.
@@ -105,6 +107,26 @@ impl ServedVersion {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends the requests of these tiers, and of no others, down the ladder.
+    pub fn degrade(&self, tiers: TierSet) {
+        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = tiers;
+    }
+
+    /// Whether a request's tier is sent down the ladder, on which it is not yet.
+    pub fn is_degraded(&self, job: &Job) -> bool {
+        let degraded = *self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
+        degraded.contains(job.tier) && job.duty.descent.is_none() && !job.duty.is_solo
+    }
+
+    /// Why a request is not run now, and when to try again.
+    pub fn pause(&self, job: &Job, now: Instant) -> Option<(Reason, Duration)> {
+        let breaker = self.breaker();
+        if self.is_degraded(job) {
+            return Some((Reason::Switched, breaker.wait()));
+        }
+        breaker.pause(now).map(|pause| (Reason::CircuitOpen, pause))
+    }
+
     /// Logs what the breaker did, if it did anything.
     pub fn tell(&self, transition: Option<Transition>) {
         if let Some(Transition { from, to, failure_rate, slow_call_rate }) = transition {
@@ -137,7 +159,7 @@ impl ServedVersion {
             busy_us: self.stats.busy_us.load(Ordering::Relaxed),
             costs_us: self.pickup.costs(),
             ran_us: self.pickup.measured(),
-            breaker: self.breaker().state().to_string(),
+            breaker: self.breaker().status().to_owned(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use millrace_common::lifecycle::stop_signal;
-use millrace_common::telemetry::logs;
+use millrace_common::telemetry::logs::{self, Filter};
 use tracing::{error, info};
 
 use crate::config::Config;
@@ -74,7 +74,7 @@ pub fn run(wrap: impl Fn(&str, Box<dyn Backend>) -> Box<dyn Backend> + Send + Sy
     if arguments.check_config {
         return check(&config);
     }
-    logs::init(&config.logs);
+    let filter = logs::init(&config.logs);
     let loaded = match load(&config, Box::new(wrap)) {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -86,7 +86,7 @@ pub fn run(wrap: impl Fn(&str, Box<dyn Backend>) -> Box<dyn Backend> + Send + Sy
         .enable_all()
         .build()
         .expect("the system has threads for a runtime");
-    let code = runtime.block_on(serve(config, loaded));
+    let code = runtime.block_on(serve(config, loaded, arguments.config, filter));
     // Not waited for: a run that outlasts the grace period would keep the process for as long as it takes.
     runtime.shutdown_background();
     code
@@ -117,13 +117,13 @@ fn check(config: &Config) -> ExitCode {
     }
 }
 
-async fn serve(config: Config, loaded: Loaded) -> ExitCode {
+async fn serve(config: Config, loaded: Loaded, file: Option<PathBuf>, filter: Filter) -> ExitCode {
     let name = config.worker.name.clone();
     let ready_file = config.worker.ready_file.clone();
     let stop = stop_signal();
     tokio::pin!(stop);
     let worker = tokio::select! {
-        started = pipeline::start(config, loaded) => match started {
+        started = pipeline::start(config, loaded, file, filter) => match started {
             Ok(worker) => worker,
             Err(error) => return cannot_start(&error),
         },

@@ -9,6 +9,8 @@ use millrace_common::config::load::{self, ConfigError, Invalid, Validate};
 use millrace_common::config::sections::{Broker, Limits, Logs, Topology, within};
 use serde::{Deserialize, Serialize};
 
+use crate::live::Features;
+
 /// The commented defaults.
 pub const DEFAULTS: &str = include_str!("../../compose/config/worker.toml");
 
@@ -34,6 +36,8 @@ pub struct Config {
     pub scheduling: Scheduling,
     /// Replies.
     pub replies: Replies,
+    /// Work that can be left out.
+    pub features: Features,
     // The clients' own section, which means nothing here: one file and one environment can serve both.
     #[serde(default, skip_serializing, rename = "requests")]
     _requests: serde::de::IgnoredAny,
@@ -107,11 +111,19 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming key, value and remedy.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let mut config: Self = load::load(DEFAULTS, file)?;
+        let mut config = Self::read(file)?;
         if config.worker.name.is_empty() {
             config.worker.name = made_up_name();
         }
         Ok(config)
+    }
+
+    /// As [`Config::load`]; the worker's name may be empty.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming key, value and remedy.
+    pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
+        load::load(DEFAULTS, file)
     }
 
     /// Bound on a stop.
@@ -134,6 +146,7 @@ impl Validate for Config {
         self.broker.validate()?;
         self.topology.validate()?;
         self.limits.validate()?;
+        self.logs.validate()?;
         within("worker.grace_seconds", self.worker.grace_seconds, 1, 3_600)?;
         within("worker.runtime_threads", self.worker.runtime_threads as u64, 1, 64)?;
         if self.worker.name.len() > 100 {

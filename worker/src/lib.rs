@@ -9,6 +9,7 @@ pub mod config;
 pub mod guard;
 pub mod inbound;
 pub mod job;
+pub mod live;
 pub mod load;
 pub mod model;
 pub mod outbound;

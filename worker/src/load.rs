@@ -263,6 +263,7 @@ impl Place<'_> {
             stats: Stats::new(Arc::clone(self.counts)),
             breaker: Mutex::new(Breaker::new(own.circuit_breaker.clone(), Instant::now())),
             ladder,
+            degraded: Mutex::new(TierSet::NONE),
         });
         for (rows, took) in runs {
             served.pickup.learn(rows, took);

@@ -1,32 +1,36 @@
 //! Joins the rooms, runs them, and stops them in the order of flow.
 
-use std::collections::HashMap;
+mod consumed;
+
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millrace_common::amqp::connection::{ConnectError, Connector, wait_up};
-use millrace_common::amqp::consumer::{ConsumerGroup, Demand, Subscription};
+use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
 use millrace_common::amqp::fetcher::Fetcher;
 use millrace_common::amqp::inspect::missing;
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
-use millrace_common::amqp::topology::{ApplyError, Names, QueueKind, Topology, apply};
+use millrace_common::amqp::topology::{ApplyError, QueueKind, Topology, apply};
 use millrace_common::directory::Directory;
 use millrace_common::fleet::ANNOUNCE_EVERY;
 use millrace_common::lifecycle::Lifecycle;
-use tokio::sync::{Semaphore, mpsc, watch};
+use millrace_common::switches::Follower;
+use millrace_common::telemetry::logs::Filter;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
+use self::consumed::{Routes, count_consumers, routes};
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::inbound::cancelled::Cancelled;
 use crate::inbound::clock::Clocks;
-use crate::inbound::demand::{Bounds, Load, Tuner};
 use crate::inbound::intake::{DEAD_BUDGET_UNITS, Intake};
-use crate::inbound::route::Route;
 use crate::inbound::solo::{self, Solo};
 use crate::job::{Settlement, Verdict};
+use crate::live::{Live, file};
 use crate::load::{Loaded, Ready, StartError};
 use crate::model::instance::{Around, Failure};
 use crate::model::instances::Instances;
@@ -42,16 +46,11 @@ const SETTLEMENTS: usize = 64;
 const SUSPECTS_STOP_WITHIN: Duration = Duration::from_millis(500);
 /// The last part of the grace period, in which connections are closed; one that is cut off does not answer.
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
-/// Dead letters fetched ahead; each costs one reply.
-const DEAD_PREFETCH: u16 = 64;
 
+/// How long a worker that starts waits for what is switched; without a stream to read it starts all the same.
+const SWITCHES_WITHIN: Duration = Duration::from_secs(2);
 /// Messages of the control exchange fetched ahead; each is quickly done with.
 const CONTROL_PREFETCH: u16 = 100;
-
-/// Consumers that one connection carries with ease.
-const MANY_CONSUMERS: usize = 100;
-/// Each consumer has a channel, and RabbitMQ's `channel_max` is 2,047 unless told otherwise.
-const MAX_CONSUMERS: usize = 2_000;
 
 /// A worker that consumes.
 pub struct Worker {
@@ -71,9 +70,16 @@ pub struct Worker {
 
 /// Starts consuming: declares the topology if configured to, starts instances, settlement, status and intake.
 ///
+/// What may change while it runs follows `file`, where the configuration came from one, and the fleet's switches.
+///
 /// # Errors
 /// [`StartError`].
-pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError> {
+pub async fn start(
+    config: Config,
+    loaded: Loaded,
+    file: Option<PathBuf>,
+    filter: Filter,
+) -> Result<Worker, StartError> {
     let connector = Connector::new(&config.broker, &config.worker.name)?;
     let own_user = connector.addresses()[0].user().to_owned();
     count_consumers(&config, &loaded.catalogue)?;
@@ -81,13 +87,14 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     let tasks = Lifecycle::new();
     let publishing = Lifecycle::new();
     let publisher = Publisher::spawn(connector.clone(), "replies", publisher_options(&config), &publishing);
+    let live = live((&config, file), &loaded.catalogue, filter, &connector, &tasks).await;
     let directory = Arc::new(Directory::listen(connector.clone(), &config.topology));
     let (settlements, incoming) = mpsc::channel(SETTLEMENTS);
     let names = config.topology.names();
     let dispatch = Dispatch::new(&names, &config.topology.retry_delays_ms, &config.worker.name, &own_user);
     let refused_retry = Duration::from_secs(config.replies.refused_retry_seconds);
     let max_bytes = config.replies.max_in_flight_bytes;
-    let settler = Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes);
+    let settler = Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes, Arc::clone(&live));
     let (readers, answered) = (settler.readers(), settler.answered());
     tasks.spawn(settler.run(incoming));
     let cancelled = Arc::new(Cancelled::default());
@@ -98,10 +105,12 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         readers: Arc::clone(&readers),
         max_reply_bytes: config.limits.max_body_bytes,
         settlements: settlements.clone(),
+        live: Arc::clone(&live),
     };
     for Ready { served, backends } in loaded.ready {
         instances.start(&served, backends, &around)?;
     }
+    live.refresh();
     let swaps = Lifecycle::new();
     let swapper = Swapper::new(loaded.loader, loaded.found, Arc::clone(&instances), around, swaps.clone());
     swaps.spawn(swapper.run());
@@ -144,6 +153,7 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
         catalogue: Arc::clone(&loaded.catalogue),
         topology: config.topology.clone(),
         publisher: publisher.clone(),
+        live,
     });
     let (looking, stopping) = (Arc::clone(&directory), tasks.clone());
     tasks.spawn(async move {
@@ -178,21 +188,36 @@ pub async fn start(config: Config, loaded: Loaded) -> Result<Worker, StartError>
     })
 }
 
-/// All queues are consumed over one connection: one for each model, tier and shard, the dead letters and what all workers are told.
-fn count_consumers(config: &Config, catalogue: &Catalogue) -> Result<(), StartError> {
-    let shards: usize = config.topology.tiers.iter().map(|tier| usize::from(tier.shards)).sum();
-    let consumers = catalogue.names().len() * shards + 2;
-    if consumers > MAX_CONSUMERS {
-        return Err(StartError::Consumers { consumers, most: MAX_CONSUMERS });
+/// What follows the configuration's file and the switches, as far as they are known now.
+async fn live(
+    (config, file): (&Config, Option<PathBuf>),
+    catalogue: &Arc<Catalogue>,
+    filter: Filter,
+    connector: &Connector,
+    tasks: &Lifecycle,
+) -> Arc<Live> {
+    let live = Arc::new(Live::new(config, Arc::clone(catalogue), filter));
+    let follower = Follower::follow(connector.clone(), &config.topology, tasks);
+    follower.settled(SWITCHES_WITHIN).await;
+    live.switch(Arc::clone(&follower.hold().borrow()));
+    let (stop, following) = (tasks.clone(), Arc::clone(&live));
+    tasks.spawn(async move {
+        tokio::select! {
+            () = following.follow(&follower) => {}
+            () = stop.stopping() => {}
+        }
+    });
+    if let Some(file) = file {
+        let watching = file::watch(file, Arc::new(config.clone()), Arc::clone(&live));
+        let stop = tasks.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = watching => {}
+                () = stop.stopping() => {}
+            }
+        });
     }
-    if consumers > MANY_CONSUMERS {
-        warn!(
-            consumers,
-            "many queues for one connection, which slows it: serve fewer models in each worker (models.serve), or give tiers fewer \
-             shards (topology.tiers)"
-        );
-    }
-    Ok(())
+    live
 }
 
 async fn declare(config: &Config, connector: &Connector, catalogue: &Catalogue) -> Result<(), StartError> {
@@ -235,88 +260,6 @@ fn publisher_options(config: &Config) -> PublisherOptions {
         max_in_flight_bytes: config.replies.max_in_flight_bytes,
         confirm_timeout: Duration::from_secs(config.replies.confirm_timeout_seconds),
     }
-}
-
-/// What this worker consumes.
-struct Routes {
-    routes: Vec<Route>,
-    /// The number of each queue's route.
-    queues: HashMap<String, usize>,
-    subscriptions: Vec<Subscription>,
-    tuned: Vec<Tuned>,
-}
-
-fn routes(config: &Config, catalogue: &Arc<Catalogue>, names: &Names) -> Routes {
-    let (mut routes, mut queues) = (Vec::new(), HashMap::new());
-    let (mut subscriptions, mut tuned) = (Vec::new(), Vec::new());
-    for model in catalogue.names() {
-        for (number, tier) in config.topology.tiers.iter().enumerate() {
-            let key = Names::request_key(&model, &tier.name);
-            let budget = Duration::from_millis(tier.default_budget_ms);
-            let (tuning, demand) = Tuned::new(config, catalogue, &model, number);
-            tuned.push(tuning);
-            for shard in 0..tier.shards {
-                let queue = names.shard_queue(&model, &tier.name, shard);
-                subscriptions.push(Subscription::following(queue.as_str(), demand.clone()));
-                queues.insert(queue, routes.len());
-            }
-            let lane_max_bytes = config.scheduling.lane_max_bytes;
-            routes.push(Route::new(model.clone(), number, key, budget, lane_max_bytes));
-        }
-    }
-    subscriptions.push(Subscription::fixed(names.dead_inbox(), DEAD_PREFETCH));
-    Routes { routes, queues, subscriptions, tuned }
-}
-
-/// A route whose consumers follow what the worker can do.
-struct Tuned {
-    catalogue: Arc<Catalogue>,
-    model: String,
-    tier: usize,
-    tuner: Tuner,
-    /// Requests and rows served at the last look.
-    served: (u64, u64),
-    demand: watch::Sender<Demand>,
-}
-
-impl Tuned {
-    fn new(
-        config: &Config,
-        catalogue: &Arc<Catalogue>,
-        model: &str,
-        tier: usize,
-    ) -> (Self, watch::Receiver<Demand>) {
-        let bounds = Bounds {
-            extra: config.scheduling.prefetch_extra,
-            wait_us: u64::from(config.scheduling.prefetch_wait_ms) * 1000,
-            shards: config.topology.tiers[tier].shards,
-        };
-        let tuner = Tuner::new(bounds, loads(catalogue, model, tier));
-        let (demand, following) = watch::channel(tuner.demand());
-        let (catalogue, model) = (Arc::clone(catalogue), model.to_owned());
-        (Self { catalogue, model, tier, tuner, served: (0, 0), demand }, following)
-    }
-
-    fn look(&mut self, directory: &Directory) {
-        let counts = self.catalogue.counts(&self.model);
-        let served =
-            counts.map_or((0, 0), |counts| (counts.requests_of(self.tier), counts.rows_of(self.tier)));
-        let lately = (served.0 - self.served.0, served.1 - self.served.1);
-        self.served = served;
-        let slowness = directory.slowness(&self.catalogue.statuses(&self.model));
-        let loads = loads(&self.catalogue, &self.model, self.tier);
-        if let Some(demand) = self.tuner.look(loads, lately, slowness) {
-            // A worker without consumers is ending.
-            let _ = self.demand.send(demand);
-        }
-    }
-}
-
-fn loads(catalogue: &Catalogue, model: &str, tier: usize) -> impl Iterator<Item = Load> {
-    catalogue.versions(model).into_iter().map(move |served| {
-        let instances = served.serves.iter().filter(|serves| serves.contains(tier)).count() as u64;
-        Load { instances, pace: served.pickup.pace() }
-    })
 }
 
 impl Worker {

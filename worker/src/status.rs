@@ -8,12 +8,14 @@ use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::properties::Properties;
 use millrace_common::amqp::publisher::{Message, Publisher};
 use millrace_common::config::sections::Topology;
-use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, LaneStatus, WorkerStatus};
+use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, LaneStatus, ModelStatus, WorkerStatus};
+use millrace_common::switches::Feature;
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::catalogue::Catalogue;
 use crate::inbound::route::Route;
+use crate::live::Live;
 
 /// Announces one worker.
 pub struct Announcer {
@@ -31,15 +33,20 @@ pub struct Announcer {
     pub topology: Topology,
     /// Where announcements go.
     pub publisher: Publisher,
+    /// What is switched.
+    pub live: Arc<Live>,
 }
 
 impl Announcer {
-    /// Announces every second, for ever.
+    /// Announces every second and when something is switched, for ever.
     pub async fn run(&self, routes: &[Route]) {
         let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.live.changed() => {}
+            }
             self.announce(routes).await;
         }
     }
@@ -62,7 +69,11 @@ impl Announcer {
     }
 
     fn status(&self, routes: &[Route]) -> WorkerStatus {
-        let all = self.catalogue.all().into_iter();
+        let mut models: Vec<ModelStatus> =
+            self.catalogue.all().into_iter().map(|(served, is_default)| served.status(is_default)).collect();
+        if !self.live.has(Feature::Packing) {
+            models.iter_mut().for_each(|model| model.pack_rows = 1);
+        }
         WorkerStatus {
             format: FORMAT,
             worker: self.worker.clone(),
@@ -70,7 +81,9 @@ impl Announcer {
             now_ms: now_ms(),
             is_ready: self.is_ready(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
-            models: all.map(|(served, is_default)| served.status(is_default)).collect(),
+            models,
+            switches: self.live.switches(),
+            allows_cache: self.live.has(Feature::Cache),
             problems: self.catalogue.problems(),
             lanes: routes.iter().map(|route| self.lane(route)).collect(),
         }

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::connection::{AsyncSession, Connector, End, Link, LinkState, supervise};
 use super::properties::Properties;
+pub use super::subscription::{Demand, Subscription};
 use super::ticket::{Ledger, flush, keep_ticking};
 pub use super::ticket::{Stale, Ticket};
 use super::topology::Topology;
@@ -25,35 +26,6 @@ use crate::lifecycle::Lifecycle;
 const RESUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last acknowledgements may take to arrive.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A queue to consume from.
-#[derive(Clone, Debug)]
-pub struct Subscription {
-    queue: Arc<str>,
-    demand: watch::Receiver<Demand>,
-}
-
-/// What a consumer asks of the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Demand {
-    /// Unacknowledged deliveries the broker may have with this consumer at a time.
-    pub prefetch: u16,
-    /// Consumers of a higher priority are served first, as long as they have room.
-    pub priority: i16,
-}
-
-impl Subscription {
-    /// A consumer that asks for the same all the time.
-    pub fn fixed(queue: impl Into<Arc<str>>, prefetch: u16) -> Self {
-        let (_, demand) = watch::channel(Demand { prefetch, priority: 0 });
-        Self { queue: queue.into(), demand }
-    }
-
-    /// A consumer that follows what its owner sends.
-    pub fn following(queue: impl Into<Arc<str>>, demand: watch::Receiver<Demand>) -> Self {
-        Self { queue: queue.into(), demand }
-    }
-}
 
 /// A message received.
 #[derive(Debug)]
@@ -238,7 +210,7 @@ impl<A: Accept> Session<A> {
         let mut following = subscription.demand.clone();
         let demand = *following.borrow_and_update();
         let queue = Arc::clone(&subscription.queue);
-        let stream = consume(&channel, &queue, demand).await?;
+        let stream = consume(&channel, &queue, demand, subscription.is_stream).await?;
         let ledger = Ledger::new(channel.clone(), link.generation, demand.prefetch, Arc::clone(waiting));
         Ok(Forwarder {
             channel,
@@ -252,12 +224,20 @@ impl<A: Accept> Session<A> {
     }
 }
 
-async fn consume(channel: &lapin::Channel, queue: &str, demand: Demand) -> lapin::Result<lapin::Consumer> {
+async fn consume(
+    channel: &lapin::Channel,
+    queue: &str,
+    demand: Demand,
+    is_stream: bool,
+) -> lapin::Result<lapin::Consumer> {
     // Counts for consumers that come after it.
     channel.basic_qos(demand.prefetch, BasicQosOptions::default()).await?;
     let mut arguments = FieldTable::default();
     if demand.priority != 0 {
         arguments.insert("x-priority".into(), AMQPValue::ShortInt(demand.priority));
+    }
+    if is_stream {
+        arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
     }
     channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await
 }
@@ -345,7 +325,7 @@ impl Forwarder {
     /// moment both are served.
     async fn resubscribe(&mut self, demand: Demand) -> lapin::Result<()> {
         debug!(queue = %self.queue, ?demand, "consuming anew");
-        let stream = consume(&self.channel, &self.queue, demand).await?;
+        let stream = consume(&self.channel, &self.queue, demand, false).await?;
         let mut former = std::mem::replace(&mut self.stream, stream);
         self.demand = demand;
         self.ledger.resize(demand.prefetch);

@@ -24,6 +24,7 @@ pub mod message;
 pub mod properties;
 pub mod publisher;
 mod returns;
+mod subscription;
 mod ticket;
 mod tls;
 pub mod topology;

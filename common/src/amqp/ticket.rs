@@ -60,6 +60,11 @@ impl Ticket {
         Ok(())
     }
 
+    /// The connection that its delivery came over.
+    pub fn generation(&self) -> Generation {
+        self.ledger.generation
+    }
+
     /// Whether its connection or channel is gone, so that it can no longer be settled.
     pub fn is_stale(&self) -> bool {
         self.ledger.check().is_err()

@@ -67,6 +67,12 @@ pub(super) fn hint(error: &str) -> Option<&'static str> {
             &["CertificateRequired", "HandshakeFailure", "BadCertificate", "UnknownCA", "CertificateUnknown"],
             "the broker wants a client certificate that it trusts: set broker.tls.certificate_file and broker.tls.key_file",
         ),
+        // With TLS 1.3 the client is done before the broker has looked at its certificate: the alert can be lost in the reset.
+        (
+            &["reset by peer", "Broken pipe", "close_notify"],
+            "the broker ended the connection; if it wants a client certificate, set broker.tls.certificate_file and \
+             broker.tls.key_file to one that it trusts; its log says why",
+        ),
         (&["corrupt message", "InvalidContentType"], "is this the broker's TLS port, 5671 by default?"),
         (
             &["native certificates"],

@@ -3,6 +3,7 @@
 //! Arguments carry what correctness needs and cannot change later; limits are policies, because they can.
 
 mod declare;
+mod listeners;
 mod names;
 mod policies;
 #[cfg(test)]
@@ -61,6 +62,8 @@ pub enum QueueKind {
     Classic,
     /// Named by the broker, gone with its connection.
     Exclusive,
+    /// A log that every consumer reads from where it likes.
+    Stream,
 }
 
 impl fmt::Display for QueueKind {
@@ -69,6 +72,7 @@ impl fmt::Display for QueueKind {
             Self::Quorum => "quorum",
             Self::Classic => "classic",
             Self::Exclusive => "exclusive",
+            Self::Stream => "stream",
         })
     }
 }
@@ -211,6 +215,8 @@ impl Topology {
             ("x-delivery-limit", Argument::Number(LOOKED_AT)),
         ]));
         topology.fanout_queue(names.dead(), evidence);
+        topology.exchange(names.switches(), ExchangeKind::Fanout);
+        topology.stream(names.switches());
         topology.policies = policies::policies(settings);
         topology
     }
@@ -282,63 +288,6 @@ impl Topology {
         });
     }
 
-    /// The reply queue of one key. `expires` is how long it outlives its last consumer.
-    pub fn reply(settings: &Settings, key: &str, expires: std::time::Duration) -> Self {
-        let names = settings.names();
-        let name = names.reply_queue(key);
-        let mut with = durable(settings.reply_queue_type);
-        with.extend(arguments([
-            ("x-overflow", text("reject-publish")),
-            ("x-expires", Argument::Number(i64::try_from(expires.as_millis()).unwrap_or(i64::MAX))),
-            (
-                "x-max-length-bytes",
-                Argument::Number(i64::try_from(settings.reply_max_bytes).unwrap_or(i64::MAX)),
-            ),
-        ]));
-        Self {
-            bindings: vec![Binding {
-                exchange: names.reply_exchange(),
-                queue: name.clone(),
-                routing_key: key.to_owned(),
-            }],
-            queues: vec![Queue { name, kind: settings.reply_queue_type, arguments: with }],
-            ..Self::default()
-        }
-    }
-
-    /// A private queue that hears every worker's status.
-    pub fn status_listener(settings: &Settings, queue: &str) -> Self {
-        Self {
-            bindings: vec![Binding {
-                exchange: settings.names().status_exchange(),
-                queue: queue.to_owned(),
-                routing_key: "#".to_owned(),
-            }],
-            queues: vec![Queue {
-                name: queue.to_owned(),
-                kind: QueueKind::Exclusive,
-                // A reader that sleeps must not pile up statuses that are stale after seconds.
-                arguments: arguments([
-                    ("x-message-ttl", Argument::Number(3_000)),
-                    ("x-max-length", Argument::Number(10_000)),
-                ]),
-            }],
-            ..Self::default()
-        }
-    }
-
-    /// A private queue that hears what all workers are told.
-    pub fn control_listener(settings: &Settings, queue: &str) -> Self {
-        let exchange = settings.names().control_exchange();
-        let name = queue.to_owned();
-        let arguments = arguments([("x-max-length", Argument::Number(10_000))]);
-        Self {
-            bindings: vec![Binding { exchange, queue: name.clone(), routing_key: String::new() }],
-            queues: vec![Queue { name, kind: QueueKind::Exclusive, arguments }],
-            ..Self::default()
-        }
-    }
-
     /// Adds the objects of `other`.
     pub fn extend(&mut self, other: Self) {
         self.exchanges.extend(other.exchanges);
@@ -351,6 +300,22 @@ impl Topology {
 
     fn exchange(&mut self, name: String, kind: ExchangeKind) {
         self.exchanges.push(Exchange { name, kind, arguments: Arguments::new() });
+    }
+
+    /// Kept for longer than any switch holds. The broker forgets whole segments only, hence the small ones.
+    fn stream(&mut self, name: String) {
+        let mut with = durable(QueueKind::Stream);
+        with.extend(arguments([
+            ("x-max-age", text("14D")),
+            ("x-max-length-bytes", Argument::Number(64 << 20)),
+            ("x-stream-max-segment-size-bytes", Argument::Number(1 << 20)),
+        ]));
+        self.bindings.push(Binding {
+            exchange: name.clone(),
+            queue: name.clone(),
+            routing_key: String::new(),
+        });
+        self.queues.push(Queue { name, kind: QueueKind::Stream, arguments: with });
     }
 
     fn fanout_queue(&mut self, name: String, arguments: Arguments) {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::load::{Invalid, Validate};
 use crate::amqp::address::Address;
 use crate::amqp::topology::{Names, QueueKind};
+use crate::telemetry::logs;
 use crate::tier::Tier;
 
 /// Most shards of a tier: each is a queue on the broker and a consumer in every worker.
@@ -171,8 +172,8 @@ impl Validate for Topology {
         for (key, kind) in
             [("topology.queue_type", self.queue_type), ("topology.reply_queue_type", self.reply_queue_type)]
         {
-            if kind == QueueKind::Exclusive {
-                return Err(Invalid::new(key, "exclusive", "write quorum or classic"));
+            if !matches!(kind, QueueKind::Quorum | QueueKind::Classic) {
+                return Err(Invalid::new(key, kind, "write quorum or classic"));
             }
         }
         if self.tiers.is_empty() || self.tiers.len() > 16 {
@@ -259,6 +260,12 @@ pub enum LogFormat {
 impl Default for Logs {
     fn default() -> Self {
         Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+impl Validate for Logs {
+    fn validate(&self) -> Result<(), Invalid> {
+        logs::check_filter(&self.filter).map_err(|error| Invalid::new("logs.filter", &self.filter, error))
     }
 }
 

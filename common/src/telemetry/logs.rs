@@ -1,6 +1,7 @@
 //! Logs to standard error.
 
 use std::backtrace::Backtrace;
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 
@@ -21,12 +22,46 @@ const LOST: &str = "log lines were lost: whoever reads standard error reads too 
 /// Where panics are told of.
 const PANICS: &str = "panics";
 
-/// Starts logging. `RUST_LOG` overrides the configured filter. A second call does nothing. No line waits for its reader.
-pub fn init(logs: &Logs) {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| logs.filter.clone());
-    // The AMQP library logs whole returned messages, and reports its errors to us as well; ONNX Runtime narrates every
-    // graph transformation at INFO. What the filter says of them itself comes later and wins. A panic is told whatever it says.
-    let filter = EnvFilter::builder().parse_lossy(format!("lapin=off,ort=warn,{filter},{PANICS}=error"));
+/// What is logged, changeable while it is.
+pub struct Filter {
+    /// `RUST_LOG`, which goes before the configuration.
+    environment: Option<String>,
+    reload: Box<dyn Fn(EnvFilter) + Send + Sync>,
+}
+
+impl Filter {
+    /// Logs by the configured filter, or by what is switched instead.
+    pub fn set(&self, configured: &str, switched: Option<&str>) {
+        let filter = switched.or(self.environment.as_deref()).unwrap_or(configured);
+        (self.reload)(parsed(filter));
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Filter").finish_non_exhaustive()
+    }
+}
+
+/// Checks a filter.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    let is_written = EnvFilter::builder().parse(filter).map(drop);
+    is_written.map_err(|error| format!("write a filter as `info` or `info,millrace_worker=debug`: {error}"))
+}
+
+/// The AMQP library logs whole returned messages, and reports its errors to us as well; ONNX Runtime narrates every graph transformation
+/// at INFO. What the filter says of them itself comes later and wins. A panic is told whatever it says.
+fn parsed(filter: &str) -> EnvFilter {
+    EnvFilter::builder().parse_lossy(format!("lapin=off,ort=warn,{filter},{PANICS}=error"))
+}
+
+/// Starts logging. `RUST_LOG` overrides the configured filter. A second call changes nothing. No line waits for its reader.
+pub fn init(logs: &Logs) -> Filter {
+    let environment = std::env::var("RUST_LOG").ok();
+    let filter = parsed(environment.as_deref().unwrap_or(&logs.filter));
     let report = match logs.format {
         LogFormat::Text => report_as_text,
         LogFormat::Json => report_as_json,
@@ -37,9 +72,24 @@ pub fn init(logs: &Logs) {
         .with_writer(Mutex::new(Lines::to(std::io::stderr(), report)))
         .with_target(false);
     let is_harmless = filter_fn(shows_no_password);
-    let begun = match logs.format {
-        LogFormat::Text => subscriber.compact().finish().with(is_harmless).try_init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).finish().with(is_harmless).try_init(),
+    // What fails is a reload after the process has given its logs up.
+    let (begun, reload): (_, Box<dyn Fn(EnvFilter) + Send + Sync>) = match logs.format {
+        LogFormat::Text => {
+            let subscriber = subscriber.compact().with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            (
+                subscriber.finish().with(is_harmless).try_init(),
+                Box::new(move |filter| drop(handle.reload(filter))),
+            )
+        }
+        LogFormat::Json => {
+            let subscriber = subscriber.json().flatten_event(true).with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            (
+                subscriber.finish().with(is_harmless).try_init(),
+                Box::new(move |filter| drop(handle.reload(filter))),
+            )
+        }
     };
     if begun.is_ok() {
         // Written as usual it would wait for a reader, and everybody who logs for it.
@@ -49,6 +99,7 @@ pub fn init(logs: &Logs) {
             error!(target: PANICS, thread = thread.name().unwrap_or("unnamed"), %panic, %backtrace, "panicked");
         }));
     }
+    Filter { environment, reload }
 }
 
 /// Whatever the filter says: at TRACE the AMQP library writes every frame, and the first one holds the password.

@@ -13,6 +13,7 @@ mod models;
 mod output;
 mod progress;
 mod submit;
+mod switch;
 mod tally;
 mod topology;
 
@@ -64,6 +65,7 @@ enum Command {
     Models(models::Arguments),
     Cancel(cancel::Arguments),
     Dead(dead::Arguments),
+    Switch(switch::Arguments),
     Topology(topology::Arguments),
     Doctor(doctor::Arguments),
     Demo(demo::Arguments),
@@ -95,6 +97,7 @@ async fn run(global: Global, command: Command) -> anyhow::Result<Exit> {
         Command::Models(arguments) => models::run(&global, &arguments).await,
         Command::Cancel(arguments) => cancel::run(&global, &arguments).await,
         Command::Dead(arguments) => dead::run(&global, arguments).await,
+        Command::Switch(arguments) => switch::run(&global, arguments).await,
         Command::Topology(arguments) => topology::run(&global, arguments).await,
         Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
         Command::Demo(arguments) => demo::run(&global, &arguments).await,

@@ -100,8 +100,8 @@ fn gather(before: &Fleet, now: &Fleet) -> Vec<Model> {
             model.rows += served.rows;
             let draining = if worker.is_ready { "" } else { " (draining)" };
             let broken = match served.breaker.as_str() {
-                "open" | "half_open" => format!(" (circuit breaker {})", served.breaker),
-                _ => String::new(),
+                "" | "closed" => String::new(),
+                state => format!(" (circuit breaker {state})"),
             };
             model.workers.push(format!("{}{draining}{broken}", worker.worker));
             model.instances.extend(served.instances.iter().cloned());

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use millrace_common::config::load::{Invalid, Validate};
 use millrace_common::config::sections::within;
+use millrace_common::switches::Forced;
 use serde::Deserialize;
 
 /// `[circuit_breaker]` of a model.
@@ -126,18 +127,40 @@ pub struct Breaker {
     window: Window,
     /// Calls let through in the half-open state.
     permitted: u32,
+    /// What an operator wants of it for now, whatever calls say.
+    forced: Option<Forced>,
 }
 
 impl Breaker {
     /// A closed one.
     pub fn new(config: BreakerConfig, now: Instant) -> Self {
         let window = Window::new(config.sliding_window_size);
-        Self { config, state: State::Closed, since: now, window, permitted: 0 }
+        Self { config, state: State::Closed, since: now, window, permitted: 0, forced: None }
     }
 
-    /// What it lets through.
+    /// What it lets through, by what calls say.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// As in status: the state, or what is forced.
+    pub fn status(&self) -> &'static str {
+        self.forced.map_or(self.state.as_str(), Forced::as_str)
+    }
+
+    /// Does what an operator wants until told otherwise, and then begins anew. Returns whether that is another thing than before.
+    pub fn force(&mut self, forced: Option<Forced>, now: Instant) -> bool {
+        if self.forced == forced {
+            return false;
+        }
+        self.forced = forced;
+        self.begin(State::Closed, self.config.sliding_window_size, now);
+        true
+    }
+
+    /// Whether an operator wants it open.
+    pub fn is_forced_open(&self) -> bool {
+        self.forced == Some(Forced::ForcedOpen)
     }
 
     /// From how long a run's calls are slow.
@@ -147,11 +170,18 @@ impl Breaker {
 
     /// How long it stays as it is: calls before that are in vain.
     pub fn retry_after(&self, now: Instant) -> Duration {
+        if self.is_forced_open() {
+            // Nobody knows; not at once.
+            return self.wait();
+        }
         self.wait().saturating_sub(now.saturating_duration_since(self.since))
     }
 
     /// Whether a call would be refused now.
     pub fn refuses(&self, now: Instant) -> bool {
+        if let Some(forced) = self.forced {
+            return forced == Forced::ForcedOpen;
+        }
         let is_over = self.retry_after(now).is_zero();
         match self.state {
             State::Closed => false,
@@ -168,11 +198,11 @@ impl Breaker {
 
     /// Whether these calls may run now, all of them or none. The first ones after the wait make it half-open.
     pub fn permits(&mut self, calls: u32, now: Instant) -> (bool, Option<Transition>) {
-        if self.state == State::Closed {
-            return (true, None);
-        }
         if self.refuses(now) {
             return (false, None);
+        }
+        if self.state == State::Closed {
+            return (true, None);
         }
         let from = self.state;
         if from == State::Open || self.permitted >= self.most_permitted() {
@@ -185,7 +215,7 @@ impl Breaker {
 
     /// Takes how calls ended.
     pub fn record(&mut self, calls: Calls, now: Instant) -> Option<Transition> {
-        if !self.config.enabled || self.state == State::Open {
+        if !self.config.enabled || self.forced.is_some() || self.state == State::Open {
             return None;
         }
         self.window.push(calls);
@@ -217,7 +247,8 @@ impl Breaker {
         self.window = Window::new(window);
     }
 
-    fn wait(&self) -> Duration {
+    /// How long it stays open; what to wait for whoever does not know more.
+    pub fn wait(&self) -> Duration {
         Duration::from_millis(self.config.wait_duration_in_open_state_ms)
     }
 
@@ -271,99 +302,4 @@ impl Window {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const WAIT: Duration = Duration::from_secs(10);
-    const OK: Calls = Calls { answered: 1, failed: 0, are_slow: false };
-    const FAILED: Calls = Calls { answered: 0, failed: 1, are_slow: false };
-    const SLOW: Calls = Calls { answered: 1, failed: 0, are_slow: true };
-
-    fn breaker(now: Instant) -> Breaker {
-        let config = BreakerConfig {
-            sliding_window_size: 10,
-            minimum_number_of_calls: 4,
-            permitted_number_of_calls_in_half_open_state: 3,
-            ..BreakerConfig::default()
-        };
-        config.validate().unwrap();
-        Breaker::new(config, now)
-    }
-
-    fn record(breaker: &mut Breaker, calls: &[Calls], now: Instant) -> Option<State> {
-        let transitions = calls.iter().map(|calls| breaker.record(*calls, now));
-        transitions.last().flatten().map(|transition| transition.to)
-    }
-
-    #[test]
-    fn it_opens_at_its_thresholds_and_not_before_enough_calls() {
-        let now = Instant::now();
-        assert_eq!(record(&mut breaker(now), &[FAILED; 3], now), None);
-        assert_eq!(record(&mut breaker(now), &[FAILED; 4], now), Some(State::Open));
-        assert_eq!(record(&mut breaker(now), &[OK, OK, OK, FAILED, FAILED], now), None);
-        assert_eq!(record(&mut breaker(now), &[OK, OK, FAILED, FAILED], now), Some(State::Open));
-        assert_eq!(record(&mut breaker(now), &[SLOW; 4], now), Some(State::Open));
-        assert_eq!(record(&mut breaker(now), &[SLOW, SLOW, SLOW, OK], now), None);
-        let together = Calls { answered: 3, failed: 3, are_slow: false };
-        assert_eq!(record(&mut breaker(now), &[together], now), Some(State::Open));
-        let off = BreakerConfig { enabled: false, ..breaker(now).config };
-        assert_eq!(record(&mut Breaker::new(off, now), &[FAILED; 10], now), None);
-    }
-
-    #[test]
-    fn it_lets_a_few_through_after_its_wait_and_closes_by_them() {
-        let now = Instant::now();
-        let mut breaker = breaker(now);
-        record(&mut breaker, &[FAILED; 4], now);
-        assert!(breaker.refuses(now) && !breaker.permits(1, now).0);
-        assert_eq!(breaker.retry_after(now + WAIT / 2), WAIT / 2);
-        let later = now + WAIT;
-        assert!(!breaker.refuses(later));
-        let (is_permitted, transition) = breaker.permits(2, later);
-        assert!(is_permitted);
-        assert_eq!(transition.map(|transition| transition.to), Some(State::HalfOpen));
-        assert!(breaker.permits(2, later).0, "begun with one to spare");
-        assert!(breaker.refuses(later) && !breaker.permits(1, later).0);
-        assert_eq!(record(&mut breaker, &[OK, OK, OK], later), Some(State::Closed));
-        assert!(breaker.permits(100, later).0);
-    }
-
-    #[test]
-    fn it_opens_again_by_those_that_fail_and_forgives_those_that_never_end() {
-        let now = Instant::now();
-        let mut breaker = breaker(now);
-        record(&mut breaker, &[FAILED; 4], now);
-        let later = now + WAIT;
-        breaker.permits(3, later);
-        assert_eq!(record(&mut breaker, &[OK, FAILED, FAILED], later), Some(State::Open));
-        let again = later + WAIT;
-        assert!(breaker.permits(3, again).0);
-        assert!(!breaker.permits(1, again).0, "they are on their way");
-        assert!(breaker.permits(3, again + WAIT).0, "they never ended");
-    }
-
-    proptest! {
-        /// Whatever happens: closed it refuses nothing, open everything until the wait is over, and it is never stuck.
-        #[test]
-        fn it_is_never_stuck(events in prop::collection::vec((0u32..3, 0u32..3, any::<bool>(), 0u64..6), 1..300)) {
-            let mut now = Instant::now();
-            let mut breaker = breaker(now);
-            for (answered, failed, are_slow, seconds) in events {
-                now += Duration::from_secs(seconds);
-                let refuses = breaker.refuses(now);
-                prop_assert!(!(refuses && breaker.state() == State::Closed));
-                prop_assert!(refuses || breaker.retry_after(now).is_zero() || breaker.state() != State::Open);
-                let (is_permitted, _) = breaker.permits(answered + failed, now);
-                prop_assert_eq!(is_permitted, !refuses);
-                if is_permitted {
-                    breaker.record(Calls { answered, failed, are_slow }, now);
-                }
-            }
-            now += WAIT;
-            prop_assert!(breaker.permits(3, now).0);
-            prop_assert!(breaker.state() != State::Open);
-        }
-    }
-}
+mod tests;

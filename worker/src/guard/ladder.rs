@@ -121,6 +121,8 @@ pub enum Reason {
     CircuitOpen,
     /// The model failed.
     Failed,
+    /// An operator wants it so for now.
+    Switched,
 }
 
 impl Reason {
@@ -128,6 +130,7 @@ impl Reason {
         match self {
             Self::CircuitOpen => "circuit_open",
             Self::Failed => "failed",
+            Self::Switched => "switched",
         }
     }
 }
@@ -263,8 +266,14 @@ pub fn descend(
 }
 
 /// What a refused request hears.
-pub fn refusal(model: &str, retry_after: Duration) -> Answer {
-    let message = format!("model `{model}` fails and is left alone for a while; its circuit breaker is open");
+pub fn refusal(model: &str, (reason, retry_after): (Reason, Duration)) -> Answer {
+    let why = match reason {
+        Reason::Switched => "is switched to degraded answers for this tier, and there is none",
+        Reason::CircuitOpen | Reason::Failed => {
+            "fails and is left alone for a while; its circuit breaker is open"
+        }
+    };
+    let message = format!("model `{model}` {why}");
     Answer { retry_after: Some(retry_after), ..Answer::failure(Code::Unavailable, message) }
 }
 

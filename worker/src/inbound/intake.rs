@@ -23,7 +23,7 @@ use super::route::{Route, budget_units};
 use super::solo::Solo;
 use super::suspects::{POISON, Suspicion, carried, redeliveries, suspicion};
 use crate::catalogue::{Catalogue, ServedVersion};
-use crate::guard::ladder::{Instead, Reason, descend, refusal};
+use crate::guard::ladder::{Instead, descend, refusal};
 use crate::job::{Answer, Duty, Job, Settlement, Verdict};
 use crate::model::instances::Instances;
 
@@ -163,13 +163,12 @@ impl Intake {
             deadline,
         };
         let now = Instant::now();
-        let pause = served.breaker().pause(now);
-        match pause {
+        match served.pause(&job, now) {
             _ if job.duty.is_solo => served.pickup.push_alone(route.tier, job).map_err(|job| (served, job)),
             None => served.pickup.push(route.tier, job).map_err(|job| (served, job)),
             Some(pause) => {
                 let refusal = refusal(&served.model, pause);
-                match descend(job, &served, &self.catalogue, Reason::CircuitOpen, refusal, now) {
+                match descend(job, &served, &self.catalogue, pause.0, refusal, now) {
                     Instead::Run(other, job) => {
                         other.pickup.push(route.tier, job).map_err(|job| (other, job))
                     }

@@ -18,6 +18,7 @@ use crate::guard::ladder::{Instead, Reason, descend, refusal};
 use crate::guard::watchdog::{Found, Watch};
 use crate::inbound::cancelled::Cancelled;
 use crate::job::{Answer, Job, Settlement, Verdict};
+use crate::live::Live;
 use crate::outbound::readers::{Readers, Trouble};
 use crate::schedule::batch::BatchError;
 use crate::schedule::pickup::Collected;
@@ -83,6 +84,8 @@ pub struct Around {
     pub max_reply_bytes: usize,
     /// Where answers go.
     pub settlements: mpsc::Sender<Vec<Settlement>>,
+    /// What is switched: versions that come later must know of it.
+    pub live: Arc<Live>,
 }
 
 /// Starts an instance of these tiers on its own thread; it ends when the version's pickup closes.
@@ -99,55 +102,11 @@ pub fn spawn(
     let watch = Arc::new(Watch::new(backend.stopper()));
     let (watched, watching) = (Arc::clone(&served), Arc::clone(&watch));
     let thread = std::thread::Builder::new().name(name).spawn(move || {
-        let Around { catalogue, cancelled, readers, max_reply_bytes, settlements } = around;
-        let send =
-            |settled: Vec<Settlement>| settled.is_empty() || settlements.blocking_send(settled).is_ok();
+        let hands = Hands { served, around };
         let mut is_back = false;
-        while let Some(Collected { batch, expired, charged }) = served.pickup.collect(serves, is_back) {
+        while let Some(collected) = hands.served.pickup.collect(serves, is_back) {
             is_back = true;
-            let is_cancelled =
-                |job: &Job| cancelled.contains(&job.duty.tenant, job.duty.request_id.as_deref());
-            let now = Instant::now();
-            let is_gone = |job: &Job| {
-                let key = job.duty.reply_to.as_ref();
-                key.is_some_and(|key| readers.trouble(key.as_str(), now) == Some(Trouble::Gone))
-            };
-            let is_unwanted = |job: &Job| is_cancelled(job) || is_gone(job);
-            let (unwanted, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_unwanted);
-            let requests = unwanted.iter().map(|job| (job.tier, &job.duty.tenant, job.rows));
-            served.pickup.failed(requests, charged, Duration::ZERO);
-            let expired = expired.into_iter().map(too_late);
-            let unwanted = unwanted.into_iter().map(|job| match is_cancelled(&job) {
-                true => (job.duty, Verdict::cancelled()),
-                false => (job.duty, Verdict::gone()),
-            });
-            if !send(expired.chain(unwanted).collect()) {
-                return;
-            }
-            if batch.is_empty() {
-                continue;
-            }
-            if !is_permitted(&served, &batch) {
-                let requests = batch.iter().map(|job| (job.tier, &job.duty.tenant, job.rows));
-                served.pickup.failed(requests, charged, Duration::ZERO);
-                let refused =
-                    batch.into_iter().map(|job| (job, refusal(&served.model, retry_after(&served))));
-                if !send(degraded(refused, &served, &catalogue, Reason::CircuitOpen)) {
-                    return;
-                }
-                continue;
-            }
-            let run = Run {
-                backend: &mut *backend,
-                watch: &watching,
-                part_limit: served.inference_timeout,
-                served: &served,
-                catalogue: &catalogue,
-                max_reply_bytes,
-                charged,
-                slowest: Duration::ZERO,
-            };
-            if !run.answer(batch, &send) {
+            if !hands.take(collected, &mut *backend, &watching) {
                 return;
             }
         }
@@ -155,19 +114,93 @@ pub fn spawn(
     Ok(Instance { served: watched, thread, watch })
 }
 
-/// Whether the breaker lets a batch run. It does not keep suspects: that they run alone says enough.
-fn is_permitted(served: &ServedVersion, batch: &[Job]) -> bool {
-    if batch[0].duty.is_solo {
-        return true;
-    }
-    let calls = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-    let (is_permitted, transition) = served.breaker().permits(calls, Instant::now());
-    served.tell(transition);
-    is_permitted
+/// What an instance's thread works with.
+struct Hands {
+    served: Arc<ServedVersion>,
+    around: Around,
 }
 
-fn retry_after(served: &ServedVersion) -> Duration {
-    served.breaker().retry_after(Instant::now())
+impl Hands {
+    /// Runs what was collected, or finds why not. Returns whether settlements are still taken.
+    fn take(
+        &self,
+        Collected { batch, expired, charged }: Collected<Job>,
+        backend: &mut dyn Backend,
+        watch: &Watch,
+    ) -> bool {
+        let Around { catalogue, cancelled, readers, max_reply_bytes, .. } = &self.around;
+        let served = &self.served;
+        let is_cancelled = |job: &Job| cancelled.contains(&job.duty.tenant, job.duty.request_id.as_deref());
+        let now = Instant::now();
+        let is_gone = |job: &Job| {
+            let key = job.duty.reply_to.as_ref();
+            key.is_some_and(|key| readers.trouble(key.as_str(), now) == Some(Trouble::Gone))
+        };
+        let is_unwanted = |job: &Job| is_cancelled(job) || is_gone(job);
+        let (unwanted, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_unwanted);
+        self.not_run(&unwanted, charged);
+        let expired = expired.into_iter().map(too_late);
+        let unwanted = unwanted.into_iter().map(|job| match is_cancelled(&job) {
+            true => (job.duty, Verdict::cancelled()),
+            false => (job.duty, Verdict::gone()),
+        });
+        if !self.send(expired.chain(unwanted).collect()) {
+            return false;
+        }
+        let (aside, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| served.is_degraded(job));
+        if !self.stand_in(aside, charged, Reason::Switched) {
+            return false;
+        }
+        if batch.is_empty() {
+            return true;
+        }
+        if !self.is_permitted(&batch) {
+            return self.stand_in(batch, charged, Reason::CircuitOpen);
+        }
+        let run = Run {
+            backend,
+            watch,
+            part_limit: served.inference_timeout,
+            served,
+            catalogue,
+            max_reply_bytes: *max_reply_bytes,
+            charged,
+            slowest: Duration::ZERO,
+        };
+        run.answer(batch, &|settled| self.send(settled))
+    }
+
+    fn send(&self, settled: Vec<Settlement>) -> bool {
+        settled.is_empty() || self.around.settlements.blocking_send(settled).is_ok()
+    }
+
+    /// Gives back what their tiers were charged.
+    fn not_run(&self, jobs: &[Job], charged: i64) {
+        let requests = jobs.iter().map(|job| (job.tier, &job.duty.tenant, job.rows));
+        self.served.pickup.failed(requests, charged, Duration::ZERO);
+    }
+
+    /// Sends requests that are not run down their ladders.
+    fn stand_in(&self, jobs: Vec<Job>, charged: i64, reason: Reason) -> bool {
+        self.not_run(&jobs, charged);
+        let pause = match reason {
+            Reason::Switched => self.served.breaker().wait(),
+            _ => self.served.breaker().retry_after(Instant::now()),
+        };
+        let refused = jobs.into_iter().map(|job| (job, refusal(&self.served.model, (reason, pause))));
+        self.send(degraded(refused, &self.served, &self.around.catalogue, reason))
+    }
+
+    /// Whether the breaker lets a batch run. It does not keep suspects: that they run alone says enough.
+    fn is_permitted(&self, batch: &[Job]) -> bool {
+        if batch[0].duty.is_solo {
+            return true;
+        }
+        let calls = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        let (is_permitted, transition) = self.served.breaker().permits(calls, Instant::now());
+        self.served.tell(transition);
+        is_permitted
+    }
 }
 
 /// Sends requests down their ladders; returns those that are settled by that.

@@ -38,6 +38,11 @@ struct Open<T> {
     bytes: usize,
 }
 
+/// Everything by itself.
+pub fn apart(settlements: Vec<Settlement>) -> Vec<Errand> {
+    settlements.into_iter().map(|settlement| Errand::One(Box::new(settlement))).collect()
+}
+
 /// Joins what may leave together.
 pub fn gather(settlements: Vec<Settlement>) -> Vec<Errand> {
     let mut errands = Vec::new();

@@ -6,6 +6,7 @@
 //! - [`reaper`]: dead letters to verdicts
 //! - [`settle`]: publishes it, waits for the confirm, then acknowledges
 
+pub mod access_log;
 pub mod dispatch;
 pub mod gather;
 pub mod readers;

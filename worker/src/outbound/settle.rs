@@ -12,14 +12,17 @@ use millrace_common::amqp::bundle::HEAD_BYTES;
 use millrace_common::amqp::message::{ReplyKey, header};
 use millrace_common::amqp::publisher::{Forbidden, Message, Outcome, Publisher};
 use millrace_common::protocol::status::Code;
+use millrace_common::switches::Feature;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::access_log;
 use super::dispatch::Dispatch;
-use super::gather::{Errand, gather};
+use super::gather::{Errand, apart, gather};
 use super::readers::{Readers, Trouble};
 use crate::inbound::remembered::Remembered;
 use crate::job::{Answer, Duty, Settlement, Verdict};
+use crate::live::Live;
 
 /// Pause before a reply queue that did not exist is tried a second time: its owner may just be reconnecting.
 const RETURNED_PAUSE: Duration = Duration::from_millis(500);
@@ -39,6 +42,7 @@ pub struct Settler {
     max_bytes: usize,
     readers: Arc<Readers>,
     answered: Arc<Remembered>,
+    live: Arc<Live>,
 }
 
 /// What became of a publish that was tried until it had an end.
@@ -57,7 +61,13 @@ enum Delivered {
 impl Settler {
     /// `refused_retry` is how long a full queue is tried again; `max_bytes` how many bytes of answers may wait for their
     /// confirm before further ones are left with the instances. What it finds of requesters stands in [`Settler::readers`].
-    pub fn new(publisher: Publisher, dispatch: Dispatch, refused_retry: Duration, max_bytes: usize) -> Self {
+    pub fn new(
+        publisher: Publisher,
+        dispatch: Dispatch,
+        refused_retry: Duration,
+        max_bytes: usize,
+        live: Arc<Live>,
+    ) -> Self {
         Self {
             publisher,
             dispatch,
@@ -65,6 +75,7 @@ impl Settler {
             max_bytes,
             readers: Arc::default(),
             answered: Arc::default(),
+            live,
         }
     }
 
@@ -97,7 +108,11 @@ impl Settler {
             match event {
                 Event::Done(done) => bytes -= done,
                 Event::Came(Some(settlements)) => {
-                    for errand in gather(settlements) {
+                    if self.live.has(Feature::AccessLog) {
+                        settlements.iter().for_each(access_log::tell);
+                    }
+                    let errands = if self.live.has(Feature::Bundles) { gather } else { apart };
+                    for errand in errands(settlements) {
                         let held = held(&errand);
                         bytes += held;
                         let settling = self.run_errand(errand);

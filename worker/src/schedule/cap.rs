@@ -14,7 +14,7 @@ pub struct Caps {
     refilled: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Cap {
     /// Microseconds of model time earned in a microsecond.
     rate: f64,
@@ -25,11 +25,21 @@ struct Cap {
 impl Caps {
     /// Caps of these parts, from 0 to 1, of so many instances' time; 1 is none.
     pub fn new(max_shares: impl IntoIterator<Item = f64>, instances: usize) -> Self {
-        let cap = |share: f64| {
-            let rate = share * instances as f64;
-            (share < 1.0).then(|| Cap { rate, left: most(rate) })
-        };
-        Self { tiers: max_shares.into_iter().map(cap).collect(), refilled: None }
+        Self {
+            tiers: max_shares.into_iter().map(|share| Cap::new(share, instances)).collect(),
+            refilled: None,
+        }
+    }
+
+    /// Goes on with other parts. What a tier took too much it still rests off.
+    pub fn retune(&mut self, max_shares: &[f64], instances: usize) {
+        let before = std::mem::take(&mut self.tiers);
+        let left = |tier: usize| before.get(tier).copied().flatten().map(|cap| cap.left);
+        let caps = max_shares.iter().enumerate().map(|(tier, &share)| {
+            let cap = Cap::new(share, instances)?;
+            Some(Cap { left: left(tier).map_or(cap.left, |left| left.min(cap.left)), ..cap })
+        });
+        self.tiers = caps.collect();
     }
 
     /// The tiers that may take time at `now`.
@@ -60,6 +70,14 @@ impl Caps {
         if let Some(Some(cap)) = self.tiers.get_mut(tier) {
             cap.left -= micros as f64;
         }
+    }
+}
+
+impl Cap {
+    /// 1 is none.
+    fn new(share: f64, instances: usize) -> Option<Self> {
+        let rate = share * instances as f64;
+        (share < 1.0).then(|| Self { rate, left: most(rate) })
     }
 }
 

@@ -223,6 +223,13 @@ impl<W: Waiting> Pickup<W> {
         Ok(())
     }
 
+    /// Goes on with other weights and caps of the tiers.
+    pub fn retune(&self, weights: &[u32], max_shares: &[f64], instances: usize) {
+        self.lock().scheduler.retune(weights, max_shares, instances);
+        // Some may rest until a cap opens that is none any more.
+        self.changed.notify_all();
+    }
+
     /// Takes what a batch cost that was not collected here, as the warm-up's.
     pub fn learn(&self, rows: u32, busy: Duration) {
         self.lock().scheduler.learn(rows, busy);

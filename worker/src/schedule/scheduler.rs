@@ -91,6 +91,15 @@ impl<W: Waiting> Scheduler<W> {
         Self { caps, ..self }
     }
 
+    /// Goes on with other weights and caps. Credit that a tier has keeps to what a round gives it now.
+    pub fn retune(&mut self, weights: &[u32], max_shares: &[f64], instances: usize) {
+        for (tier, &weight) in weights.iter().enumerate().take(self.weights.len()) {
+            self.weights[tier] = i64::from(weight.max(1));
+            self.credits[tier] = self.credits[tier].min(self.weights[tier] * self.quantum());
+        }
+        self.caps.retune(max_shares, instances);
+    }
+
     /// Takes what a batch cost.
     pub fn learn(&mut self, rows: u32, busy: Duration) {
         self.costs.learn(rows, busy);

@@ -224,6 +224,7 @@ impl Renewal {
         }
         let before = catalogue.find(model, None);
         let gone = catalogue.change(model, entering, leave);
+        self.around.live.refresh();
         gone.iter().for_each(|served| served.pickup.finish());
         let gone: Vec<u64> = gone.iter().map(|served| served.version).collect();
         let versions: Vec<u64> = catalogue.versions(model).iter().map(|served| served.version).collect();

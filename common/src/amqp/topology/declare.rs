@@ -126,7 +126,7 @@ async fn declare_queues(connection: &Connection, queues: &[Queue]) -> Result<(),
     for queue in queues {
         let options = match queue.kind {
             QueueKind::Exclusive => QueueDeclareOptions::exclusive(),
-            QueueKind::Quorum | QueueKind::Classic => QueueDeclareOptions::durable(),
+            QueueKind::Quorum | QueueKind::Classic | QueueKind::Stream => QueueDeclareOptions::durable(),
         };
         channel
             .queue_declare(queue.name.as_str().into(), options, table(&queue.arguments))

@@ -91,6 +91,11 @@ impl Names {
         format!("{}.control", self.prefix)
     }
 
+    /// The exchange and stream of the live switches.
+    pub fn switches(&self) -> String {
+        format!("{}.switches", self.prefix)
+    }
+
     /// The exchange of the fleet's directory.
     pub fn status_exchange(&self) -> String {
         format!("{}.status", self.prefix)

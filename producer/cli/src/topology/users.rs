@@ -123,7 +123,7 @@ fn worker(config: &Config) -> User {
             "^({p}\\.(reply|solo|retry\\.[0-9]+|dead|dead\\.inbox)|{status}|{status}\\..+|{control}\\..+)$"
         ),
         read: format!(
-            "^({p}\\.(request|solo)\\..+|{p}\\.dead\\.inbox|{status}|{status}\\..+|{control}|{control}\\..+)$"
+            "^({p}\\.(request|solo)\\..+|{p}\\.(dead\\.inbox|switches)|{status}|{status}\\..+|{control}|{control}\\..+)$"
         ),
         topics: topics(config, NOTHING.to_owned(), "^.+$"),
     }
