@@ -24,4 +24,5 @@ mod soak;
 mod stalled_logs;
 mod stopping;
 mod swapping;
+mod switches;
 mod worker_death;

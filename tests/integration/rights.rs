@@ -172,11 +172,13 @@ impl Scene {
 
     /// What nobody may but an operator.
     fn never(&self) -> Vec<Deed> {
-        let queues = ["request.m.premium", "solo.m", "dead", "dead.inbox"].map(|queue| self.name(queue));
+        let queues =
+            ["request.m.premium", "solo.m", "dead", "dead.inbox", "switches"].map(|queue| self.name(queue));
         let mut deeds = queues.map(Deed::DeleteQueue).to_vec();
         deeds.extend([
             Deed::Publish(String::new(), self.name("request.m.premium")),
             Deed::Publish("amq.topic".to_owned(), "m.premium".to_owned()),
+            self.publish("switches", ""),
             Deed::DeclareQueue(self.name("request.other.premium")),
             Deed::DeclareQueue("foreign".to_owned()),
             Deed::DeclareExchange(self.name("other")),
@@ -215,10 +217,15 @@ async fn every_role_can_do_its_work() {
         ("MILLRACE_AMQP_URL", scene.user("operator").amqp_url()),
         ("MILLRACE_MANAGEMENT_URL", broker::shared().management_url.as_str()),
     ];
-    for arguments in [&["dead", "list"][..], &["models"]] {
+    let set = ["switch", "set", "tier.free.weight=2", "--reason", "a test"];
+    for arguments in [&["dead", "list"][..], &["models"], &set, &["switch", "list"], &["switch", "log"]] {
         let (code, out, err) = scene.stack.millrace(arguments, &operator);
         assert_eq!(code, 0, "{arguments:?}: {out}{err}");
     }
+    assert!(worker.stderr().contains("a switch holds"), "a worker of least rights hears it");
+    let producer = ("MILLRACE_AMQP_URL", scene.user("producer").amqp_url());
+    let (code, out, err) = scene.stack.millrace(&set, &[producer]);
+    assert!(code == 1 && err.contains("switches are the operator's"), "{code}: {out}{err}");
     allowed(
         scene.user("operator"),
         &[

@@ -44,6 +44,8 @@ enum Evidence {
     Chaos,
     /// Everything that users do, for an hour: memory, descriptors, threads and connections stay what they are
     Soak,
+    /// Eight workers at work hear of a switch in less than a second, 99 of 100 times
+    Switches,
 }
 
 impl Evidence {
@@ -53,6 +55,7 @@ impl Evidence {
             Self::Endurance => ("endurance", "MILLRACE_ENDURANCE_SECONDS"),
             Self::Chaos => ("chaos", "MILLRACE_CHAOS_SECONDS"),
             Self::Soak => ("soak", "MILLRACE_SOAK_SECONDS"),
+            Self::Switches => ("switches", "MILLRACE_SWITCHING_SECONDS"),
         }
     }
 
@@ -62,6 +65,7 @@ impl Evidence {
             Self::Endurance => "endurance::",
             Self::Chaos => "chaos::",
             Self::Soak => "soak::soak_holds",
+            Self::Switches => "switches::",
         }
     }
 }

@@ -13,7 +13,7 @@ mod settings;
 
 pub use amqp::{bundle, envelope, headers};
 pub use batch::batch;
-pub use fleet::{control, status};
+pub use fleet::{control, status, switches};
 pub use memory::{PEAK_VARIABLE, bound};
 pub use protocol::{binary, bytes_strings, json};
 pub use settings::{configuration, model_config};
@@ -32,6 +32,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("batch", batch),
     ("control", control),
     ("status", status),
+    ("switches", switches),
     ("configuration", configuration),
     ("model_config", model_config),
 ];

@@ -31,4 +31,4 @@ macro_rules! targets {
     };
 }
 
-targets! { envelope headers bundle json binary bytes_strings batch control status configuration model_config }
+targets! { envelope headers bundle json binary bytes_strings batch control status switches configuration model_config }

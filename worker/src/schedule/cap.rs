@@ -126,7 +126,13 @@ mod tests {
     proptest! {
         /// A backlogged tier gets its cap and no more, whether it is alone or not; the others get the rest.
         #[test]
-        fn a_capped_tier_takes_its_part(share in 0.05f64..0.95, row_us in 500i64..5_000, most in 1u32..17, is_alone: bool) {
+        fn a_capped_tier_takes_its_part(
+            share in 0.05f64..0.95,
+            former in 0.05f64..1.05,
+            row_us in 500i64..5_000,
+            most in 1u32..17,
+            is_alone: bool,
+        ) {
             let start = Instant::now();
             let policy = BatchPolicy {
                 max_batch_size: most,
@@ -135,7 +141,8 @@ mod tests {
                 max_batch_time: None,
             };
             // By weight the capped one would get nearly all.
-            let mut scheduler = Scheduler::new(&[1_000, 1], policy).capped(Caps::new([share, 1.0], 1));
+            let mut scheduler = Scheduler::new(&[1_000, 1], policy).capped(Caps::new([former, 1.0], 1));
+            scheduler.retune(&[1_000, 1], &[share, 1.0], 1);
             let (mut now, mut taken) = (start, [0i64; 2]);
             let length = Duration::from_secs(4);
             while now - start < length {

@@ -65,6 +65,7 @@ pub(super) async fn check(report: &mut Report, config: &Config, connector: &Conn
     for (worker, heard) in &heard {
         tell(report, worker, heard);
     }
+    tell_switches(report, heard.values().map(|heard| &heard.status));
     heard.values().flat_map(|heard| &heard.status.models).map(|model| model.name.clone()).collect()
 }
 
@@ -104,5 +105,18 @@ fn tell(report: &mut Report, worker: &str, heard: &Heard) {
         );
     } else {
         report.good("clock", &format!("{worker}'s differs by {differ} ms at most"));
+    }
+}
+
+/// Whoever looks for what is wrong should know what is meant to be so.
+fn tell_switches<'a>(report: &mut Report, workers: impl Iterator<Item = &'a WorkerStatus>) {
+    let mut holding = BTreeMap::<String, usize>::new();
+    for (name, value) in workers.flat_map(|worker| &worker.switches) {
+        *holding.entry(format!("{name}={value}")).or_default() += 1;
+    }
+    for (switch, workers) in holding {
+        let line =
+            format!("{switch} holds on {workers} workers; `millrace switch list` says why and until when");
+        report.good("switch", &line);
     }
 }
