@@ -1,4 +1,4 @@
-//! What changes while the worker runs: by its configuration file ([`file`]) and by the fleet's live switches, which go before it.
+//! What changes while the worker runs: by its configuration file ([`mod@file`]) and by the fleet's live switches, which go before it.
 
 pub mod file;
 
