@@ -146,7 +146,7 @@ impl Fleet {
     /// Most bytes of announcements remembered; an attacker who may announce must not fill memory.
     const MAX_BYTES: usize = 32 << 20;
     /// Longest announcement read: a thousand models take about as much. In memory its lists may take twenty times their text.
-    const MAX_ANNOUNCEMENT: usize = 1 << 20;
+    pub const MAX_ANNOUNCEMENT: usize = 1 << 20;
 
     /// Takes an announcement; one that is longer than a MiB, cannot be read, or has a newer format is ignored.
     pub fn hear(&mut self, announcement: &[u8], now: Instant) {

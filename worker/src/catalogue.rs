@@ -115,16 +115,18 @@ impl ServedVersion {
     /// Whether a request's tier is sent down the ladder, on which it is not yet.
     pub fn is_degraded(&self, job: &Job) -> bool {
         let degraded = *self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
-        degraded.contains(job.tier) && job.duty.descent.is_none() && !job.duty.is_solo
+        degraded.contains(job.tier) && job.duty.descent.is_none()
     }
 
-    /// Why a request is not run now, and when to try again.
+    /// Why a request is not run now, and when to try again. The breaker does not keep suspects, unless an operator wants it so: that they
+    /// run alone says enough.
     pub fn pause(&self, job: &Job, now: Instant) -> Option<(Reason, Duration)> {
         let breaker = self.breaker();
         if self.is_degraded(job) {
             return Some((Reason::Switched, breaker.wait()));
         }
-        breaker.pause(now).map(|pause| (Reason::CircuitOpen, pause))
+        let is_kept = !job.duty.is_solo || breaker.is_forced_open();
+        breaker.pause(now).filter(|_| is_kept).map(|pause| (Reason::CircuitOpen, pause))
     }
 
     /// Logs what the breaker did, if it did anything.

@@ -154,6 +154,7 @@ pub async fn start(
         topology: config.topology.clone(),
         publisher: publisher.clone(),
         live,
+        is_too_long: AtomicBool::new(false),
     });
     let (looking, stopping) = (Arc::clone(&directory), tasks.clone());
     tasks.spawn(async move {

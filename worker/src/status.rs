@@ -8,7 +8,7 @@ use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::properties::Properties;
 use millrace_common::amqp::publisher::{Message, Publisher};
 use millrace_common::config::sections::Topology;
-use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, LaneStatus, ModelStatus, WorkerStatus};
+use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, Fleet, LaneStatus, ModelStatus, WorkerStatus};
 use millrace_common::switches::Feature;
 use tokio::sync::watch;
 use tracing::warn;
@@ -35,6 +35,8 @@ pub struct Announcer {
     pub publisher: Publisher,
     /// What is switched.
     pub live: Arc<Live>,
+    /// Whether it was told that announcements are too long.
+    pub is_too_long: AtomicBool,
 }
 
 impl Announcer {
@@ -57,6 +59,15 @@ impl Announcer {
             Ok(body) => body,
             Err(error) => return warn!(%error, "cannot write the status"),
         };
+        if body.len() > Fleet::MAX_ANNOUNCEMENT && !self.is_too_long.swap(true, Ordering::Relaxed) {
+            let (bytes, most) = (body.len(), Fleet::MAX_ANNOUNCEMENT);
+            warn!(
+                bytes,
+                most,
+                "nobody reads an announcement of this length, so clients do not know this worker: serve fewer models and versions in \
+                 each (models.serve, version_policy)"
+            );
+        }
         let message = Message {
             exchange: self.topology.names().status_exchange().into(),
             routing_key: self.worker.clone(),

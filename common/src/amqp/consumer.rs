@@ -220,6 +220,7 @@ impl<A: Accept> Session<A> {
             following: Some(following),
             ledger,
             received: VecDeque::new(),
+            is_stream: subscription.is_stream,
         })
     }
 }
@@ -252,6 +253,7 @@ struct Forwarder {
     ledger: Arc<Ledger>,
     /// Received and not yet accepted: at most the prefetch, and twice of it while a consumer takes another's place.
     received: VecDeque<Delivery>,
+    is_stream: bool,
 }
 
 impl Forwarder {
@@ -354,6 +356,10 @@ impl Forwarder {
         while let Some(Ok(delivery)) = self.stream.next().await {
             let delivery = self.convert(delivery);
             self.received.push_back(delivery);
+        }
+        if self.is_stream {
+            // Everybody has it anyway, and streams take no negative acknowledgement.
+            return self.received.clear();
         }
         while let Some(delivery) = self.received.pop_front() {
             if delivery.ticket.nack().is_err() {

@@ -29,7 +29,7 @@ pub const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 /// Longest record that is read.
 const MAX_BYTES: usize = 64 << 10;
 /// Switches in one record, at most.
-const MOST_IN_RECORD: usize = 100;
+pub const MOST_IN_RECORD: usize = 100;
 /// Switches that hold at the same time, at most.
 const MOST: usize = 10_000;
 /// Characters of a reason.
@@ -39,6 +39,7 @@ const MOST_SKEW_MS: u64 = 600_000;
 
 /// A change of some switches, by one operator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Record {
     /// [`FORMAT`].
     pub format: u32,
@@ -70,6 +71,17 @@ pub struct Entry {
     pub by: String,
     /// Why.
     pub reason: String,
+}
+
+impl Entry {
+    /// Whoever set it may have a clock that is ahead, but not so far: whenever the record is read, it begins at the same time.
+    fn begins_ms(&self) -> u64 {
+        self.at_ms.saturating_sub(MOST_SKEW_MS)
+    }
+
+    fn holds(&self, now_ms: u64) -> bool {
+        self.begins_ms() <= now_ms && self.until_ms > now_ms
+    }
 }
 
 impl Record {
@@ -127,6 +139,7 @@ impl Record {
             return Err(Invalid::new("the reason", format!("`{:.20}`", self.reason), remedy));
         }
         self.settings()?;
+        self.clear.iter().try_for_each(|name| Setting::check_name(name))?;
         Ok(self)
     }
 
@@ -162,9 +175,6 @@ impl Switches {
     /// # Errors
     /// Why nothing of it counts.
     pub fn apply(&mut self, record: &Record, by: &str, now_ms: u64) -> Result<(), String> {
-        if record.at_ms > now_ms.saturating_add(MOST_SKEW_MS) {
-            return Err("it is of the future: compare the clocks".to_owned());
-        }
         let settings = record.settings().map_err(|error| error.to_string())?;
         self.entries.retain(|_, entry| entry.until_ms > now_ms);
         let seconds = record.seconds.min(LONGEST.as_secs());
@@ -189,12 +199,13 @@ impl Switches {
 
     /// Those that hold, by name.
     pub fn hold(&self, now_ms: u64) -> Vec<Entry> {
-        self.entries.values().filter(|entry| entry.until_ms > now_ms).cloned().collect()
+        self.entries.values().filter(|entry| entry.holds(now_ms)).cloned().collect()
     }
 
-    /// When the first of those that hold ends.
-    pub fn next_end(&self, now_ms: u64) -> Option<u64> {
-        self.entries.values().map(|entry| entry.until_ms).filter(|&until| until > now_ms).min()
+    /// When the first of them begins or ends.
+    pub fn next_change(&self, now_ms: u64) -> Option<u64> {
+        let changes = self.entries.values().flat_map(|entry| [entry.begins_ms(), entry.until_ms]);
+        changes.filter(|&change| change > now_ms).min()
     }
 }
 
@@ -225,9 +236,9 @@ mod tests {
         switches.apply(&set(weight(2), 0, 10), "ann", 0).unwrap();
         switches.apply(&set(weight(3), SECOND, 10), "bob", SECOND).unwrap();
         assert_eq!(values(&switches, 10_500), ["tier.free.weight=3"]);
-        assert_eq!(switches.next_end(10_500), Some(11_000));
+        assert_eq!(switches.next_change(10_500), Some(11_000));
         assert_eq!(switches.hold(0)[0].by, "bob");
-        assert!(values(&switches, 11_000).is_empty() && switches.next_end(11_000).is_none());
+        assert!(values(&switches, 11_000).is_empty() && switches.next_change(11_000).is_none());
         let clear = Record::clear(vec!["tier.free.weight".into(), "tier.old.weight".into()], "done").unwrap();
         switches.apply(&clear, "ann", clear.at_ms).unwrap();
         assert!(values(&switches, 10_500).is_empty());
@@ -251,25 +262,33 @@ mod tests {
             assert!(Record::read(bad.to_string().as_bytes()).is_err(), "{bad}");
         }
         assert!(Record::read(&vec![b' '; MAX_BYTES + 1]).is_err() && Record::read(b"\xff").is_err());
+    }
+
+    #[test]
+    fn a_record_of_the_future_begins_when_its_time_comes_whenever_it_is_read() {
         let mut switches = Switches::default();
-        assert!(switches.apply(&set(weight(2), MOST_SKEW_MS + 1, 5), "ann", 0).is_err());
-        assert!(values(&switches, 0).is_empty());
+        switches.apply(&set(weight(2), MOST_SKEW_MS + 5, 1_000), "ann", 0).unwrap();
+        assert!(values(&switches, 4).is_empty());
+        assert_eq!(switches.next_change(4), Some(5));
+        assert_eq!(values(&switches, 5), ["tier.free.weight=2"]);
+        switches.apply(&Record::clear(vec!["tier.free.weight".into()], "r").unwrap(), "ann", 1).unwrap();
+        assert!(values(&switches, 5).is_empty(), "it can be cleared before");
     }
 
     proptest! {
         /// Whoever reads from the beginning, and however late, finds what those who were there found.
         #[test]
         fn late_readers_find_the_same(
-            records in prop::collection::vec((0usize..3, 1u32..5, 1u64..20, 0u64..4, any::<bool>()), 1..60),
+            records in prop::collection::vec((0usize..3, 1u32..5, 1u64..20, 0u64..4, 0u64..700_000, any::<bool>()), 1..60),
         ) {
             let names = ["tier.a.weight", "tier.b.weight", "tier.c.weight"];
             let mut now = 0;
             let (mut early, mut written) = (Switches::default(), Vec::new());
-            for (name, value, seconds, pause, clears) in records {
+            for (name, value, seconds, pause, ahead, clears) in records {
                 now += pause * SECOND;
                 let record = match clears {
                     true => Record { at_ms: now, ..Record::clear(vec![names[name].to_owned()], "r").unwrap() },
-                    false => set(Setting::parse(names[name], &value.to_string()).unwrap(), now, seconds),
+                    false => set(Setting::parse(names[name], &value.to_string()).unwrap(), now + ahead, seconds),
                 };
                 early.apply(&record, "u", now).unwrap();
                 written.push(record);

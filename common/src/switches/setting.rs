@@ -13,7 +13,8 @@ pub const NAMES: &str = "\
   tier.TIER.max_share=PART              the largest part of each model's time that the tier may take, 0.01 to 1
   model.MODEL.circuit_breaker=STATE     forced_open (the model is left alone, its requests go down their ladders) or
                                         disabled (it runs, whatever fails)
-  model.MODEL.TIER.degraded=on          the tier's requests go down the model's ladder without a run
+  model.MODEL.TIER.degraded=on          the tier's requests go down the model's ladder without a run; where it has no
+                                        rung for the tier they are refused
   feature.packing=off                   clients join rows in one request no more
   feature.cache=off                     clients answer from their caches no more
   feature.bundles=off                   workers send each reply by itself
@@ -136,6 +137,17 @@ impl Setting {
         }
     }
 
+    /// Checks a name alone.
+    ///
+    /// # Errors
+    /// [`Invalid`] for a name that no switch has.
+    pub fn check_name(name: &str) -> Result<(), Invalid> {
+        // Each switch has one of them.
+        let values = ["1", "on", Forced::Disabled.as_str(), "info"];
+        let is_one = values.iter().any(|value| Self::parse(name, value).is_ok());
+        if is_one { Ok(()) } else { Err(unknown(name)) }
+    }
+
     /// The switch's name.
     pub fn name(&self) -> String {
         match self {
@@ -220,11 +232,15 @@ mod tests {
             let setting = Setting::parse(name, value).unwrap();
             assert_eq!(setting.to_string(), text);
             assert!(setting.name() == name && setting.value() == value);
+            Setting::check_name(name).unwrap();
         }
     }
 
     #[test]
     fn what_cannot_be_is_refused_with_its_remedy() {
+        for name in ["tier.free.wieght", "model.a/b.free.degraded", "feature.cahce", "", "logs"] {
+            assert!(Setting::check_name(name).is_err(), "{name}");
+        }
         for (name, value, remedy) in [
             ("tier.free.weight", "0", "from 1 to 10000"),
             ("tier.free.weight", "-1", "a whole number"),

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use tracing::{Level, Metadata, error};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{Builder, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
@@ -43,19 +43,24 @@ impl fmt::Debug for Filter {
     }
 }
 
+/// Values of fields are compared as text: as regular expressions a short one could take all memory.
+fn builder() -> Builder {
+    EnvFilter::builder().with_regex(false)
+}
+
 /// Checks a filter.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn check_filter(filter: &str) -> Result<(), String> {
-    let is_written = EnvFilter::builder().parse(filter).map(drop);
+    let is_written = builder().parse(filter).map(drop);
     is_written.map_err(|error| format!("write a filter as `info` or `info,millrace_worker=debug`: {error}"))
 }
 
 /// The AMQP library logs whole returned messages, and reports its errors to us as well; ONNX Runtime narrates every graph transformation
 /// at INFO. What the filter says of them itself comes later and wins. A panic is told whatever it says.
 fn parsed(filter: &str) -> EnvFilter {
-    EnvFilter::builder().parse_lossy(format!("lapin=off,ort=warn,{filter},{PANICS}=error"))
+    builder().parse_lossy(format!("lapin=off,ort=warn,{filter},{PANICS}=error"))
 }
 
 /// Starts logging. `RUST_LOG` overrides the configured filter. A second call changes nothing. No line waits for its reader.

@@ -268,7 +268,9 @@ pub fn descend(
 /// What a refused request hears.
 pub fn refusal(model: &str, (reason, retry_after): (Reason, Duration)) -> Answer {
     let why = match reason {
-        Reason::Switched => "is switched to degraded answers for this tier, and there is none",
+        Reason::Switched => {
+            "is switched to degraded answers for this tier, and there is none that this request accepts"
+        }
         Reason::CircuitOpen | Reason::Failed => {
             "fails and is left alone for a while; its circuit breaker is open"
         }

@@ -164,7 +164,14 @@ impl Intake {
         };
         let now = Instant::now();
         match served.pause(&job, now) {
-            _ if job.duty.is_solo => served.pickup.push_alone(route.tier, job).map_err(|job| (served, job)),
+            None if job.duty.is_solo => {
+                served.pickup.push_alone(route.tier, job).map_err(|job| (served, job))
+            }
+            // Nothing else should run a suspect.
+            Some(pause) if job.duty.is_solo => {
+                self.settle((job.duty, Verdict::Reply(refusal(&served.model, pause)))).await;
+                Ok(())
+            }
             None => served.pickup.push(route.tier, job).map_err(|job| (served, job)),
             Some(pause) => {
                 let refusal = refusal(&served.model, pause);

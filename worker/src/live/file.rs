@@ -16,9 +16,10 @@ use crate::config::Config;
 /// Between two looks. What differs is taken once two looks in turn find the same, so that no half of it is.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Watches a file, for ever. `running` is what the worker was started with.
+/// Watches a file, for ever. `running` is what the worker was started with; the file may say something else by now.
 pub async fn watch(file: PathBuf, running: Arc<Config>, live: Arc<Live>) {
     let mut watched = Watched::default();
+    let mut held = Tunables::of(&running);
     loop {
         let (path, config) = (file.clone(), Arc::clone(&running));
         let looking = tokio::task::spawn_blocking(move || {
@@ -30,9 +31,10 @@ pub async fn watch(file: PathBuf, running: Arc<Config>, live: Arc<Live>) {
         };
         watched = again;
         match found {
-            Some(Found::Changed(tunables)) => {
+            Some(Found::Changed(tunables)) if tunables != held => {
                 info!(file = %file.display(), "the changed configuration holds");
-                live.configure(tunables);
+                live.configure(tunables.clone());
+                held = tunables;
             }
             Some(Found::Refused(reason)) => {
                 error!(file = %file.display(), reason, "the changed configuration is refused, all of it, and the former one holds");
@@ -40,7 +42,7 @@ pub async fn watch(file: PathBuf, running: Arc<Config>, live: Arc<Live>) {
             Some(Found::Gone) => {
                 warn!(file = %file.display(), "the configuration file cannot be read; what was read holds");
             }
-            None => {}
+            Some(Found::Changed(_)) | None => {}
         }
         tokio::time::sleep(EVERY).await;
     }
@@ -49,7 +51,6 @@ pub async fn watch(file: PathBuf, running: Arc<Config>, live: Arc<Live>) {
 /// What was seen of a file.
 #[derive(Debug, Default)]
 struct Watched {
-    is_known: bool,
     seen: Option<Vec<u8>>,
     settled: Option<Vec<u8>>,
 }
@@ -70,10 +71,6 @@ impl Watched {
     ) -> Option<Found> {
         let is_still = self.seen == content;
         self.seen = content;
-        if !std::mem::replace(&mut self.is_known, true) {
-            self.settled.clone_from(&self.seen);
-            return None;
-        }
         if !is_still || self.seen == self.settled {
             return None;
         }
@@ -187,7 +184,12 @@ mod tests {
         let tunables = || against(TIERS, TIERS);
         let mut watched = Watched::default();
         let mut look = |content: &str| watched.look((!content.is_empty()).then(|| content.into()), tunables);
-        assert_eq!((look("a"), look("a"), look("ab"), look("abc")), (None, None, None, None));
+        assert_eq!(
+            (look("a"), look("a")),
+            (None, Some(Found::Changed(tunables().unwrap()))),
+            "whatever it was at the start"
+        );
+        assert_eq!((look("a"), look("ab"), look("abc")), (None, None, None));
         assert_eq!((look("abc"), look("abc")), (Some(Found::Changed(tunables().unwrap())), None));
         assert_eq!((look(""), look(""), look("")), (None, Some(Found::Gone), None));
         assert_eq!((look("abc"), look("abc")), (None, Some(Found::Changed(tunables().unwrap()))));

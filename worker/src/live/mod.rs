@@ -12,7 +12,7 @@ use millrace_common::telemetry::logs::Filter;
 use millrace_common::tier::Tier;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::catalogue::{Catalogue, ServedVersion};
 use crate::config::Config;
@@ -137,6 +137,7 @@ impl Live {
             let switches = Arc::clone(&hold.borrow_and_update());
             self.switch(switches);
             if hold.changed().await.is_err() {
+                error!("the switches are not followed any more; restart the worker");
                 return std::future::pending().await;
             }
         }

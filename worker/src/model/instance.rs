@@ -187,14 +187,19 @@ impl Hands {
             Reason::Switched => self.served.breaker().wait(),
             _ => self.served.breaker().retry_after(Instant::now()),
         };
-        let refused = jobs.into_iter().map(|job| (job, refusal(&self.served.model, (reason, pause))));
-        self.send(degraded(refused, &self.served, &self.around.catalogue, reason))
+        let refused = |job: Job| (job, refusal(&self.served.model, (reason, pause)));
+        // Nothing else should run a suspect.
+        let (solo, jobs): (Vec<_>, Vec<_>) =
+            jobs.into_iter().map(refused).partition(|(job, _)| job.duty.is_solo);
+        let mut settled = degraded(jobs.into_iter(), &self.served, &self.around.catalogue, reason);
+        settled.extend(solo.into_iter().map(|(job, answer)| (job.duty, Verdict::Reply(answer))));
+        self.send(settled)
     }
 
-    /// Whether the breaker lets a batch run. It does not keep suspects: that they run alone says enough.
+    /// Whether the breaker lets a batch run; as to suspects, see [`ServedVersion::pause`].
     fn is_permitted(&self, batch: &[Job]) -> bool {
         if batch[0].duty.is_solo {
-            return true;
+            return !self.served.breaker().is_forced_open();
         }
         let calls = u32::try_from(batch.len()).unwrap_or(u32::MAX);
         let (is_permitted, transition) = self.served.breaker().permits(calls, Instant::now());

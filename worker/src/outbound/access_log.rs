@@ -25,7 +25,7 @@ pub fn tell((duty, verdict): &Settlement) {
     let degraded = duty.descent.as_ref().map(|descent| &*descent.label);
     info!(
         target: "millrace_worker::access",
-        id, %tenant, key, outcome, degraded,
+        id, tenant = &**tenant, key, outcome, degraded,
         attempt = duty.attempt,
         request_bytes = duty.original.body.len(),
         reply_bytes = answer.map_or(0, |answer| answer.body.bytes.len()),

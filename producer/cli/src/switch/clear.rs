@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use millrace_common::switches::{Entry, Record};
+use millrace_common::switches::{Entry, MOST_IN_RECORD, Record};
 
 use super::workers::{Workers, heard};
 use super::{history, hold, publish};
@@ -48,10 +48,13 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
         eprintln!("no switch holds");
         return Ok(Exit::Success);
     }
-    let names = meant.iter().map(|entry| entry.setting.name()).collect();
-    let record = Record::clear(names, &arguments.reason).map_err(|error| usage(error.to_string()))?;
+    let names: Vec<String> = meant.iter().map(|entry| entry.setting.name()).collect();
+    let records = names.chunks(MOST_IN_RECORD).map(|names| Record::clear(names.to_vec(), &arguments.reason));
+    let records = records.collect::<Result<Vec<_>, _>>().map_err(|error| usage(error.to_string()))?;
     let workers = Workers::listen(&config).await?;
-    publish(&config, &record).await?;
+    for record in records {
+        publish(&config, &record).await?;
+    }
     let all = |fleet: &_| {
         let heard =
             meant.iter().map(|entry| heard(fleet, entry.setting.model(), &entry.setting.name(), None));

@@ -22,7 +22,7 @@ use crate::global::{Global, connector};
 use crate::topology::only_exchanges;
 
 /// What is in the stream comes at once.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_millis(500);
 /// How long the broker may take to confirm a change.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
 

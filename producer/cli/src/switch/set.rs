@@ -4,13 +4,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use millrace_common::amqp::message::now_ms;
+use millrace_common::fleet::Fleet;
 use millrace_common::switches::{LONGEST, NAMES, Record, Setting};
 use millrace_producer::Config;
 
-use super::workers::{Workers, heard};
+use super::workers::{Heard, Workers, heard};
 use super::{publish, time};
 use crate::exit::{Exit, usage};
 use crate::global::Global;
+
+/// An announcement is a few seconds old at most.
+const CLOCKS_DIFFER_SECONDS: u64 = 10;
 
 /// Set switches for a while
 ///
@@ -38,8 +43,8 @@ Examples:
   millrace switch set model.big.circuit_breaker=forced_open --reason 'wrong answers, being looked into'
   millrace switch set model.big.free.degraded=on feature.access_log=on --for 2h --reason 'incident 212'
 
-Exit codes: 0 every worker knows it, 1 not all do within seconds, or the broker did not take it, 2 wrong usage or configuration, 3 no
-broker.";
+Exit codes: 0 every worker knows it, 1 not all do within seconds, none serves the model, or the broker did
+not take it, 2 wrong usage or configuration, 3 no broker.";
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> {
     let config = global.load()?;
@@ -66,25 +71,37 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> 
     };
     let fleet = workers.wait(|fleet| all(fleet).iter().all(|heard| heard.is_all())).await;
     workers.close().await;
+    Ok(report(&fleet, &settings, &all(&fleet), &until))
+}
+
+fn report(fleet: &Fleet, settings: &[Setting], all: &[Heard], until: &str) -> Exit {
     let mut exit = Exit::Success;
-    for (setting, heard) in settings.iter().zip(all(&fleet)) {
+    let is_empty = fleet.workers().next().is_none();
+    for (setting, heard) in settings.iter().zip(all) {
         match (heard.of, setting.model()) {
-            (0, Some(model)) => {
-                eprintln!("{setting}: until {until}; no worker serves {model} now, one that starts will know")
+            (0, Some(model)) if !is_empty => {
+                exit = Exit::Failed;
+                eprintln!(
+                    "{setting}: until {until}, but no worker serves a model {model}; `millrace models` lists them"
+                );
             }
-            (0, None) => eprintln!("{setting}: until {until}; no worker runs now, one that starts will know"),
+            (0, _) => eprintln!("{setting}: until {until}; no worker runs now, one that starts will know"),
             _ => eprintln!("{setting}: until {until}, on {heard} workers"),
         }
-        if !heard.is_all() {
-            exit = Exit::Failed;
-        }
     }
-    if exit == Exit::Failed {
+    if all.iter().any(|heard| !heard.is_all()) {
+        exit = Exit::Failed;
         eprintln!(
             "those that do not say so within seconds have another configuration or release, or no way to the broker: see their logs"
         );
+        for worker in fleet.workers() {
+            let differ = now_ms().abs_diff(worker.now_ms) / 1000;
+            if differ > CLOCKS_DIFFER_SECONDS {
+                eprintln!("the clock of {} differs from this machine's by {differ} s", worker.worker);
+            }
+        }
     }
-    Ok(exit)
+    exit
 }
 
 fn parse(config: &Config, settings: &[String]) -> Result<Vec<Setting>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use millrace_common::amqp::connection::wait_up;
 use millrace_common::directory::Directory;
 use millrace_common::fleet::{ANNOUNCE_EVERY, Fleet, WorkerStatus};
@@ -31,8 +31,11 @@ pub(super) struct Heard {
 impl Workers {
     pub(super) async fn listen(config: &Config) -> Result<Self> {
         let directory = Directory::listen(connector(config)?, &config.topology);
-        let _ = wait_up(&mut directory.state(), WITHIN).await;
-        Ok(Self { directory })
+        match wait_up(&mut directory.state(), WITHIN).await {
+            Ok(()) => Ok(Self { directory }),
+            Err(Some(error)) => Err(error).context("cannot listen to the workers"),
+            Err(None) => bail!("cannot listen to the workers: no answer within {WITHIN:?}"),
+        }
     }
 
     /// Waits until every worker has announced itself since, and what `is_done` wants of it.
