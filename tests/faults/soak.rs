@@ -182,8 +182,9 @@ async fn soak_holds_ever_the_same() {
     let (beside, told) = (Arc::clone(&stack), Arc::clone(&is_over));
     let stopping = tokio::task::spawn_blocking(move || stop_now_and_then(&beside, &told));
     let (client, numbers) = (stack.client().await, Arc::new(AtomicU32::new(1)));
-    // Workers remember so many cancellations and then forget the oldest: full now, their memory does not grow by them any more.
-    client.cancel((0..REMEMBERED).map(|number| number.to_string())).await.unwrap();
+    // Workers remember so many cancellations and then forget the oldest. Full, and most of them forgotten again, the tables are as large
+    // as they become: their memory does not grow by them any more.
+    client.cancel((0..3 * REMEMBERED).map(|number| number.to_string())).await.unwrap();
     let single = Load::start(client.clone(), SINGLE, &ledger, &numbers);
     let packed = Load::start(client.clone(), PACKED, &ledger, &numbers);
     let odd = tokio::spawn(oddities(client.clone(), seed, Arc::clone(&is_over)));

@@ -48,7 +48,7 @@ impl Intake {
         let is_answered = (delivery.is_redelivered || is_solo)
             && reply_to.as_ref().is_ok_and(|key| {
                 let id = RequestMeta::identity(&delivery.properties);
-                key.as_ref().is_some_and(|key| self.answered.take(&key.as_str().into(), id))
+                key.as_ref().is_some_and(|key| self.answered.take(key.as_str(), id))
             });
         let counts = is_solo || self.counts_redeliveries;
         let before = redeliveries(&delivery.properties, delivery.is_redelivered, counts, &self.own_user);

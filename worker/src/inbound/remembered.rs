@@ -2,16 +2,16 @@
 //! answered that could not be acknowledged, by reply key.
 
 use std::collections::{HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Requests remembered, at most. A client that cancels more than so many makes the oldest run.
 pub const REMEMBERED: usize = 100_000;
-/// The longest id that is remembered; ids of our clients have 36 bytes.
-const MAX_ID_BYTES: usize = 256;
 
-/// Whose request, and which.
-type Key = (Arc<str>, Box<str>);
+/// What stands for a request: 128 bits of whose it is and which, under keys that nobody knows. Ids of 36 bytes took four times as much
+/// memory, longer ones more, and callers choose them.
+type Mark = u128;
 
 /// A set of requests.
 #[derive(Debug, Default)]
@@ -19,54 +19,60 @@ pub struct Remembered {
     known: Mutex<Known>,
     /// As many as are known, for a look without the lock.
     count: AtomicUsize,
+    keys: [RandomState; 2],
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    keys: HashSet<Key>,
+    marks: HashSet<Mark>,
     /// Oldest first.
-    order: VecDeque<Key>,
+    order: VecDeque<Mark>,
 }
 
 impl Remembered {
     /// Remembers somebody's requests. It does nothing to others'.
-    pub fn add(&self, whose: &Arc<str>, ids: impl IntoIterator<Item = String>) {
+    pub fn add(&self, whose: &str, ids: impl IntoIterator<Item = String>) {
         let mut known = self.lock();
-        for id in ids.into_iter().filter(|id| id.len() <= MAX_ID_BYTES) {
-            let key = (Arc::clone(whose), id.into_boxed_str());
-            if known.keys.insert(key.clone()) {
-                known.order.push_back(key);
+        for id in ids {
+            let mark = self.mark(whose, &id);
+            if known.marks.insert(mark) {
+                known.order.push_back(mark);
             }
         }
         while known.order.len() > REMEMBERED
             && let Some(oldest) = known.order.pop_front()
         {
-            known.keys.remove(&oldest);
+            known.marks.remove(&oldest);
         }
         self.count.store(known.order.len(), Ordering::Relaxed);
     }
 
     /// Whether a request is among them.
-    pub fn contains(&self, whose: &Arc<str>, id: Option<&str>) -> bool {
+    pub fn contains(&self, whose: &str, id: Option<&str>) -> bool {
         // Mostly nothing is.
         if self.count.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        id.is_some_and(|id| self.lock().keys.contains(&(Arc::clone(whose), id.into())))
+        id.map(|id| self.mark(whose, id)).is_some_and(|mark| self.lock().marks.contains(&mark))
     }
 
     /// As [`Self::contains`], and forgets it.
-    pub fn take(&self, whose: &Arc<str>, id: Option<&str>) -> bool {
+    pub fn take(&self, whose: &str, id: Option<&str>) -> bool {
         let (Some(id), true) = (id, self.contains(whose, id)) else { return false };
+        let mark = self.mark(whose, id);
         let mut known = self.lock();
-        let key = (Arc::clone(whose), id.into());
-        known.order.retain(|other| *other != key);
+        known.order.retain(|other| *other != mark);
         self.count.store(known.order.len(), Ordering::Relaxed);
-        known.keys.remove(&key)
+        known.marks.remove(&mark)
+    }
+
+    fn mark(&self, whose: &str, id: &str) -> Mark {
+        let [high, low] = self.keys.each_ref().map(|key| Mark::from(key.hash_one((whose, id))));
+        high << 64 | low
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // A panic between its two collections leaves one key too many at most.
+        // A panic between its two collections leaves one mark too many at most.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -77,15 +83,17 @@ mod tests {
 
     #[test]
     fn only_ones_own_are_remembered_and_the_oldest_forgotten() {
-        let (ann, bob): (Arc<str>, Arc<str>) = ("ann".into(), "bob".into());
         let remembered = Remembered::default();
-        assert!(!remembered.contains(&ann, Some("1")));
-        remembered.add(&ann, ["1".to_owned(), "1".to_owned(), "x".repeat(MAX_ID_BYTES + 1)]);
-        assert!(remembered.contains(&ann, Some("1")));
-        assert!(!remembered.contains(&bob, Some("1")) && !remembered.contains(&ann, None));
-        assert!(remembered.take(&ann, Some("1")) && !remembered.take(&ann, Some("1")));
-        remembered.add(&ann, ["1".to_owned()]);
-        remembered.add(&bob, (0..REMEMBERED).map(|number| number.to_string()));
-        assert!(!remembered.contains(&ann, Some("1")) && remembered.contains(&bob, Some("0")));
+        assert!(!remembered.contains("ann", Some("1")));
+        remembered.add("ann", ["1".to_owned(), "1".to_owned()]);
+        assert!(remembered.contains("ann", Some("1")));
+        assert!(!remembered.contains("bob", Some("1")) && !remembered.contains("ann", None));
+        assert!(remembered.take("ann", Some("1")) && !remembered.take("ann", Some("1")));
+        let long = "x".repeat(10_000);
+        remembered.add("ann", [long.clone()]);
+        assert!(remembered.contains("ann", Some(&long)), "however long its id");
+        remembered.add("ann", ["1".to_owned()]);
+        remembered.add("bob", (0..REMEMBERED).map(|number| number.to_string()));
+        assert!(!remembered.contains("ann", Some("1")) && remembered.contains("bob", Some("0")));
     }
 }

@@ -236,7 +236,7 @@ impl Settler {
         // The broker will deliver it again; its caller drops the second reply.
         debug!(%error, "could not acknowledge");
         if let (Some(reply_to), true) = (duty.reply_to, is_answered) {
-            self.answered.add(&reply_to.as_str().into(), duty.request_id);
+            self.answered.add(reply_to.as_str(), duty.request_id);
         }
     }
 
