@@ -17,3 +17,7 @@ pub mod pipeline;
 pub mod schedule;
 pub mod status;
 pub mod swap;
+
+/// Of a worker's program. Threads free what others have allocated, in sizes that change with the load: the system's allocator keeps more
+/// and more of it apart, and takes longer.
+pub use mimalloc::MiMalloc as Allocator;

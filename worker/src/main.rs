@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-/// Threads free what others have allocated, in sizes that change with the load: the system's allocator keeps more and more of it
-/// apart, and takes longer.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: millrace_worker::Allocator = millrace_worker::Allocator;
 
 fn main() -> ExitCode {
     millrace_worker::command::run(|_, backend| backend)
