@@ -22,6 +22,7 @@ use ndarray::Array2;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 /// Without being told to go on for longer.
 const SHORT: u64 = 60;
@@ -29,6 +30,8 @@ const SINGLE: Plan = Plan { in_flight: 16, pause: Duration::from_millis(10), ..P
 const PACKED: Plan = Plan { burst: 4, ..SINGLE };
 /// Between two of a caller's odd requests.
 const ODD_EVERY: Duration = Duration::from_millis(25);
+/// Odd requests under way, at most: a machine that stands still for seconds shall not leave behind the memory of all that were due.
+const ODD_AT_ONCE: usize = 64;
 /// Between two stops of the second worker.
 const STOP_EVERY: Duration = Duration::from_secs(20);
 const SAMPLES: u32 = 240;
@@ -85,9 +88,15 @@ impl Odd {
 async fn oddities(client: Client, seed: u64, is_over: Arc<AtomicBool>) -> BTreeMap<Odd, usize> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut pace = tokio::time::interval(ODD_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut under_way, mut counts) = (JoinSet::new(), BTreeMap::new());
     while !is_over.load(Ordering::Relaxed) {
         pace.tick().await;
+        if under_way.len() == ODD_AT_ONCE
+            && let Some(ended) = under_way.join_next().await
+        {
+            ended.expect("it ended as it may");
+        }
         let odd = Odd::ALL[random.random_range(0..Odd::ALL.len())];
         *counts.entry(odd).or_default() += 1;
         under_way.spawn(odd.happen(client.clone(), ChaCha8Rng::seed_from_u64(random.random())));
