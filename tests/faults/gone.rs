@@ -47,12 +47,16 @@ async fn what_waits_for_one_that_is_gone_is_skipped() {
     let stack = Stack::new()
         .config("m", &format!("max_batch_size = 1\n{ONE_INSTANCE}"))
         .model("m", &models::slow(20));
-    let mut worker = worker(&stack, runs.path());
+    // The queues are there; nothing takes from them before the requester is gone.
+    let mut before = worker(&stack, runs.path());
+    before.terminate();
+    assert_eq!(before.wait(READY).unwrap().code(), Some(0), "{}", before.stderr());
     let gone = Foreign::idle(stack.amqp_url(), stack.prefix()).await;
     for number in 0..WAITING {
         gone.request("m.premium", &rows(&[[FIRST + number as f32; 4]])).await;
     }
     gone.delete(&gone.reply_queue()).await;
+    let mut worker = worker(&stack, runs.path());
     let trial = Trial::begin("requester gone", &stack, stack.client().await, Plan::SINGLE).await;
     trial.load().flows(SOME).await;
     eventually("all that waited is done with", PATIENCE, async || gone.depth("request.m.premium").await == 0)

@@ -95,7 +95,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         "--include-ignored",
         "--nocapture",
     ];
-    let begun = printed("date", &["-u", "+%F %H:%M UTC"])?;
+    // As of now: whoever goes on working meanwhile shows nothing of that.
+    let begun = (printed("date", &["-u", "+%F %H:%M UTC"])?, commit()?);
     let code = run_with(arguments.rabbitmq, &words.map(str::to_owned), &settings)?;
     ensure!(code == ExitCode::SUCCESS, "it failed; nothing is kept in docs/evidence");
     let entry = entry(arguments, seed, &begun, &fs::read_to_string(figures)?)?;
@@ -108,9 +109,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// What is appended.
-fn entry(arguments: &Arguments, seed: u64, begun: &str, figures: &str) -> Result<String> {
+fn entry(
+    arguments: &Arguments,
+    seed: u64,
+    (begun, commit): &(String, String),
+    figures: &str,
+) -> Result<String> {
     let (name, _) = arguments.name.name();
-    let mut entry = format!("\n## Commit {}\n\n", commit()?);
+    let mut entry = format!("\n## Commit {commit}\n\n");
     let broker = if arguments.rabbitmq == RabbitMqVersion::Newest { " --rabbitmq 4.3" } else { "" };
     writeln!(
         entry,
