@@ -8,18 +8,20 @@ use crate::telemetry::logs;
 use crate::tier::{Tier, check_name};
 
 /// The names, for people.
-pub const NAMES: &str = "\
-  tier.TIER.weight=N                    the tier's share while several are backlogged, 1 to 10000
-  tier.TIER.max_share=PART              the largest part of each model's time that the tier may take, 0.01 to 1
-  model.MODEL.circuit_breaker=STATE     forced_open (the model is left alone, its requests go down their ladders) or
-                                        disabled (it runs, whatever fails)
-  model.MODEL.TIER.degraded=on          the tier's requests go down the model's ladder without a run; where it has no
-                                        rung for the tier they are refused
-  feature.packing=off                   clients join rows in one request no more
-  feature.cache=off                     clients answer from their caches no more
-  feature.bundles=off                   workers send each reply by itself
-  feature.access_log=on                 workers log a line for each request
-  logs.filter=FILTER                    what workers log, as logs.filter of the configuration";
+pub const NAMES: &str = "  tier.TIER.weight=N
+      the tier's share while several are backlogged, 1 to 10000
+  tier.TIER.max_share=PART
+      the largest part of each model's time that the tier may take, 0.01 to 1
+  model.MODEL.circuit_breaker=forced_open | disabled
+      the model is left alone, its requests go down their ladders; or it runs, whatever fails
+  model.MODEL.TIER.degraded=on
+      the tier's requests go down the model's ladder without a run, and are refused at its end
+  feature.packing=off, feature.cache=off
+      clients join rows in one request no more, or answer from what they keep
+  feature.bundles=off, feature.access_log=on
+      workers send each reply by itself, or log a line for each request
+  logs.filter=FILTER
+      what workers log, as logs.filter of the configuration";
 
 /// A switch and its value.
 #[derive(Clone, Debug, PartialEq)]

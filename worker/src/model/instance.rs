@@ -148,7 +148,7 @@ impl Hands {
             return false;
         }
         let (aside, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| served.is_degraded(job));
-        if !self.stand_in(aside, charged, Reason::Switched) {
+        if !aside.is_empty() && !self.stand_in(aside, charged, Reason::Switched) {
             return false;
         }
         if batch.is_empty() {
@@ -176,6 +176,9 @@ impl Hands {
 
     /// Gives back what their tiers were charged.
     fn not_run(&self, jobs: &[Job], charged: i64) {
+        if jobs.is_empty() {
+            return;
+        }
         let requests = jobs.iter().map(|job| (job.tier, &job.duty.tenant, job.rows));
         self.served.pickup.failed(requests, charged, Duration::ZERO);
     }

@@ -29,8 +29,8 @@ Examples:
   millrace switch clear model.big.circuit_breaker
   millrace switch clear --all --reason 'incident 212 is over'
 
-Exit codes: 0 every worker knows it, 1 not all do within seconds, or the broker did not take it, 2 one of them does not hold, wrong
-usage or configuration, 3 no broker.";
+Exit codes: 0 every worker knows it, 1 not all do within seconds, or the broker did not take it,
+2 one of them does not hold, wrong usage or configuration, 3 no broker.";
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> {
     let config = global.load()?;

@@ -40,11 +40,11 @@ pub(super) struct Arguments {
 const AFTER_HELP: &str = "\
 Examples:
   millrace switch set tier.free.max_share=0.2 --for 30m --reason 'launch day'
-  millrace switch set model.big.circuit_breaker=forced_open --reason 'wrong answers, being looked into'
-  millrace switch set model.big.free.degraded=on feature.access_log=on --for 2h --reason 'incident 212'
+  millrace switch set model.big.circuit_breaker=forced_open --reason 'wrong answers'
+  millrace switch set model.big.free.degraded=on feature.cache=off --for 2h --reason 'incident 7'
 
-Exit codes: 0 every worker knows it, 1 not all do within seconds, none serves the model, or the broker did
-not take it, 2 wrong usage or configuration, 3 no broker.";
+Exit codes: 0 every worker knows it, 1 not all do within seconds, none serves the model, or the
+broker did not take it, 2 wrong usage or configuration, 3 no broker.";
 
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> {
     let config = global.load()?;
