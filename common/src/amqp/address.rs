@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// `amqp://user:password@host:port/vhost` or `amqps://…`. `Debug`, `Display` and `Serialize` show `***` for the password.
@@ -68,6 +69,11 @@ impl FromStr for Address {
         if uri.vhost.is_empty() {
             return Err(InvalidAddress { reason: "the virtual host is empty" });
         }
+        // The parser decodes it, so a host could hold what looks like a port or a path.
+        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+        if !uri.authority.host.bytes().all(is_host) {
+            return Err(InvalidAddress { reason: "the host name holds what no host name does" });
+        }
         Ok(Self(uri))
     }
 }
@@ -79,17 +85,16 @@ impl TryFrom<String> for Address {
     }
 }
 
+/// As it is written in an address.
+fn encoded(text: &str) -> String {
+    const PLAIN: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(text, &PLAIN).to_string().replace("%2F", "%2f")
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}://{}:***@{}:{}/{}",
-            self.0.scheme,
-            self.user(),
-            self.host(),
-            self.port(),
-            self.vhost().replace('/', "%2f")
-        )
+        let (user, vhost) = (encoded(self.user()), encoded(self.vhost()));
+        write!(f, "{}://{user}:***@{}:{}/{vhost}", self.0.scheme, self.host(), self.port())
     }
 }
 
@@ -120,8 +125,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_printed_is_the_same_address() {
+        for text in
+            ["amqp://a%3Ab%40c:s@h/x%2541%2f", "amqps://ann:s@[::1]:5671/%2f", "amqp://ann:s@h_1.b-c/v"]
+        {
+            let address: Address = text.parse().unwrap();
+            let again: Address = address.to_string().parse().unwrap();
+            let parts = |address: &Address| {
+                (
+                    address.user().to_owned(),
+                    address.vhost().to_owned(),
+                    address.host().to_owned(),
+                    address.port(),
+                )
+            };
+            assert_eq!(parts(&again), parts(&address), "{address}");
+        }
+    }
+
+    #[test]
     fn errors_do_not_repeat_the_address() {
-        for bad in ["http://ann:s3cret@h/", "s3cret", "amqp://ann:s3cret@h:port/x", "amqp://ann:s3cret@h/"] {
+        for bad in [
+            "amqp://ann:s3cret@h%2f:1/x",
+            "amqp://ann:s3cret@h*/x",
+            "http://ann:s3cret@h/",
+            "s3cret",
+            "amqp://ann:s3cret@h:port/x",
+            "amqp://ann:s3cret@h/",
+        ] {
             let error = bad.parse::<Address>().unwrap_err();
             assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
         }
