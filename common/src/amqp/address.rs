@@ -70,8 +70,12 @@ impl FromStr for Address {
             return Err(InvalidAddress { reason: "the virtual host is empty" });
         }
         // The parser decodes it, so a host could hold what looks like a port or a path.
-        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
-        if !uri.authority.host.bytes().all(is_host) {
+        let host = uri.authority.host.as_str();
+        let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(ipv6) => ipv6.bytes().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(&byte)),
+            None => host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)),
+        };
+        if !is_host {
             return Err(InvalidAddress { reason: "the host name holds what no host name does" });
         }
         Ok(Self(uri))
@@ -148,6 +152,7 @@ mod tests {
         for bad in [
             "amqp://ann:s3cret@h%2f:1/x",
             "amqp://ann:s3cret@h*/x",
+            "amqp://ann:s3cret@h%3A/x",
             "http://ann:s3cret@h/",
             "s3cret",
             "amqp://ann:s3cret@h:port/x",
