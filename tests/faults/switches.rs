@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lapin::Confirmation;
+use millrace_common::fleet::Fleet;
 use millrace_common::switches::{Record, Setting};
 use millrace_harness::models;
 use millrace_producer::Client;
@@ -19,10 +20,9 @@ const PLAN: Plan = Plan { in_flight: 4, pause: Duration::from_millis(20), ..Plan
 const WITHIN: Duration = Duration::from_secs(1);
 const NAME: &str = "tier.free.weight";
 
-/// Whether each worker says that the switch has this value.
-fn holds(client_fleet: &millrace_common::fleet::Fleet, value: &str) -> usize {
-    let workers = client_fleet.workers();
-    workers.filter(|worker| worker.switches.get(NAME).is_some_and(|held| held == value)).count()
+/// How many workers say that the switch has this value.
+fn holds(fleet: &Fleet, value: &str) -> usize {
+    fleet.workers().filter(|worker| worker.switches.get(NAME).is_some_and(|held| held == value)).count()
 }
 
 /// How long each worker took.

@@ -156,7 +156,7 @@ impl Record {
         Message {
             exchange: names.switches().into(),
             routing_key: String::new(),
-            properties: Properties::new().with_content_type("application/json").with_user_id(user),
+            properties: Properties::persistent().with_content_type("application/json").with_user_id(user),
             body: serde_json::to_vec(self).expect("text serializes").into(),
             mandatory: true,
         }

@@ -1,6 +1,5 @@
 //! Whether the workers have heard it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -61,13 +60,9 @@ impl Workers {
 pub(super) fn heard(fleet: &Fleet, model: Option<&str>, name: &str, value: Option<&str>) -> Heard {
     let concerned = fleet.workers().filter(|worker| concerns(worker, model));
     concerned.fold(Heard::default(), |heard, worker| {
-        let has = value_of(&worker.switches, name) == value;
+        let has = worker.switches.get(name).map(String::as_str) == value;
         Heard { have: heard.have + usize::from(has), of: heard.of + 1 }
     })
-}
-
-fn value_of<'a>(switches: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
-    switches.get(name).map(String::as_str)
 }
 
 fn concerns(worker: &WorkerStatus, model: Option<&str>) -> bool {
