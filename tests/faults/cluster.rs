@@ -85,15 +85,34 @@ async fn leaders_and_followers_may_die() {
         nodes.insert(number, node.await.unwrap());
         trial.load().flows(SOME).await;
     }
-    // Without a majority nothing is taken; what was taken is still there when it comes back.
-    let mut two = nodes.split_off(1);
-    let two = tokio::task::spawn_blocking(move || {
-        two.iter_mut().for_each(|node| node.kill().unwrap());
+    // Without a majority nothing is taken; what was taken is still there when it comes back. Whoever connects meanwhile meets a leader
+    // that is dead, and remains so when one of the two is back.
+    let dead = leader(&nodes, &format!("{}.request.m.premium", stack.prefix()));
+    let mut leader = nodes.remove(dead);
+    let (mut leader, others) = tokio::task::spawn_blocking(move || {
+        let mut other = nodes.remove(0);
+        leader.kill().unwrap();
+        other.kill().unwrap();
         std::thread::sleep(Duration::from_secs(5));
-        two.iter_mut().for_each(|node| node.start_again().unwrap());
-        two
+        other.start_again().unwrap();
+        nodes.push(other);
+        (leader, nodes)
+    })
+    .await
+    .unwrap();
+    trial.load().flows(SOME).await;
+    let all = tokio::task::spawn_blocking(move || {
+        leader.start_again().unwrap();
+        (leader, others)
     });
-    nodes.extend(two.await.unwrap());
+    let _all = all.await.unwrap();
     trial.load().flows(SOME).await;
     trial.end_refused().await;
+}
+
+/// Which node leads a queue.
+fn leader(nodes: &[Broker], queue: &str) -> usize {
+    let queues = nodes[0].ctl(&["list_queues", "name", "leader"]).unwrap();
+    let line = queues.lines().find(|line| line.split('\t').next() == Some(queue)).unwrap();
+    nodes.iter().position(|node| line.contains(&format!("millrace{}@", node.port()))).unwrap()
 }

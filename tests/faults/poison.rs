@@ -14,11 +14,11 @@ use millrace_harness::process::WorkerProcess;
 use millrace_producer::{Client, Code, Request};
 use millrace_tests::faulty::{ABORT, HANG};
 use millrace_tests::foreign::{Foreign, rows, text_header};
+use millrace_tests::load::{say, setting};
 use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, eventually};
 use ndarray::Array2;
 use nix::sys::signal::Signal;
 
-const REQUESTS: usize = 1_500;
 /// The worker's exit code for a model that cannot be stopped.
 const HUNG: i32 = 71;
 const WORKERS: usize = 2;
@@ -64,6 +64,11 @@ impl Drop for Over {
     }
 }
 
+/// Requests that are sent, good and guilty.
+fn all() -> usize {
+    setting("MILLRACE_POISON_AMONG").map_or(1_500, |requests| requests as usize)
+}
+
 /// Some requests among many, and how they come to the workers.
 struct Case {
     fault: f32,
@@ -79,7 +84,7 @@ impl Case {
     async fn send_all(&self, client: &Client) {
         let is_guilty = |number| self.guilty.contains(&number);
         let value = |number: usize| if is_guilty(number) { self.fault } else { number as f32 };
-        let requests = (0..REQUESTS).map(|number| {
+        let requests = (0..all()).map(|number| {
             let row = Array2::from_elem((1, 4), value(number));
             let request = Request::new("m").deadline(DEADLINE).tier(TIERS[number % TIERS.len()]);
             request.input_array("x", row.view()).unwrap()
@@ -99,7 +104,7 @@ impl Case {
                 }
             }
         }
-        assert_eq!(answered, REQUESTS);
+        assert_eq!(answered, all());
     }
 
     /// Returns how many processes it took.
@@ -137,7 +142,15 @@ impl Case {
         assert!((self.guilty.len()..=most).contains(&kept.len()), "{kept:?}");
         client.close().await;
         drop(over);
-        deaths.await.unwrap()
+        let deaths = deaths.await.unwrap();
+        say(format_args!(
+            "fault poison, {} queue{}: {} requests, {} guilty; all others answered, {deaths} processes ended",
+            self.queue_type,
+            if self.pack_linger_us > 0 { ", packed" } else { "" },
+            all(),
+            self.guilty.len(),
+        ));
+        deaths
     }
 }
 

@@ -10,6 +10,8 @@ use crate::test::{RabbitMqVersion, run_with};
 
 /// Stops of workers at random moments; the tests make fewer.
 const STOPS: u64 = 300;
+/// Requests among which one is poison.
+const POISON_AMONG: u64 = 10_000;
 /// Seconds that a broker stands still.
 const FREEZE: u64 = 60;
 
@@ -40,6 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     test.extend(["--include-ignored", "--nocapture"].map(str::to_owned));
     let mut settings: Vec<(&str, OsString)> = vec![
         ("MILLRACE_STOPS", STOPS.to_string().into()),
+        ("MILLRACE_POISON_AMONG", POISON_AMONG.to_string().into()),
         ("MILLRACE_FREEZE_SECONDS", FREEZE.to_string().into()),
     ];
     settings.extend(arguments.seed.map(|seed| ("MILLRACE_SEED", seed.to_string().into())));
