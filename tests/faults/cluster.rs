@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use millrace_harness::broker::{Broker, BrokerOptions};
 use millrace_harness::models;
-use millrace_producer::{Client, Request};
+use millrace_producer::{Client, Code, Request};
 use millrace_tests::load::{Plan, Trial, say};
-use millrace_tests::stack::{ONE_INSTANCE, Stack};
+use millrace_tests::stack::{ONE_INSTANCE, Stack, eventually};
 use ndarray::Array2;
 use tokio::sync::watch;
 
@@ -15,6 +15,8 @@ const PLAN: Plan = Plan { pause: Duration::from_millis(5), ..Plan::SINGLE };
 const SOME: usize = 300;
 /// A leader that is gone is replaced within this.
 const STALL: Duration = Duration::from_secs(10);
+/// A client that was refused while there was none has found it by then, with all its pauses.
+const LED_AGAIN: Duration = Duration::from_secs(30);
 
 /// Three nodes, of which the first is every queue's leader at first: queues are declared through it.
 fn cluster() -> Vec<Broker> {
@@ -85,27 +87,45 @@ async fn leaders_and_followers_may_die() {
         nodes.insert(number, node.await.unwrap());
         trial.load().flows(SOME).await;
     }
-    // Without a majority nothing is taken; what was taken is still there when it comes back. Whoever connects meanwhile meets a leader
-    // that is dead, and remains so when one of the two is back.
+    // Without a majority nothing is taken; what was taken is still there when it comes back. A client that meets a leader which is dead is
+    // served by the next one, while the dead one stays so.
     let dead = leader(&nodes, &format!("{}.request.m.premium", stack.prefix()));
     let mut leader = nodes.remove(dead);
-    let (mut leader, others) = tokio::task::spawn_blocking(move || {
-        let mut other = nodes.remove(0);
+    let mut config = stack.client_config();
+    config.broker.addresses = vec![nodes[1].amqp_url().parse().unwrap()];
+    let new = Client::connect(config).await.unwrap();
+    let infer = async || {
+        let row = Array2::<f32>::zeros((1, 4));
+        new.infer(Request::new("m").tier("premium").input_array("x", row.view()).unwrap()).await
+    };
+    let killing = tokio::task::spawn_blocking(move || {
         leader.kill().unwrap();
-        other.kill().unwrap();
-        std::thread::sleep(Duration::from_secs(5));
-        other.start_again().unwrap();
-        nodes.push(other);
+        nodes[0].kill().unwrap();
         (leader, nodes)
-    })
-    .await
-    .unwrap();
-    trial.load().flows(SOME).await;
-    let all = tokio::task::spawn_blocking(move || {
-        leader.start_again().unwrap();
-        (leader, others)
     });
-    let _all = all.await.unwrap();
+    let (mut leader, mut nodes) = killing.await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(infer().await.unwrap_err().code(), Code::Overloaded);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let nodes = tokio::task::spawn_blocking(move || {
+        nodes[0].start_again().unwrap();
+        nodes
+    });
+    let _nodes = nodes.await.unwrap();
+    let back = Instant::now();
+    eventually("a new client is served", LED_AGAIN, async || infer().await.is_ok()).await;
+    say(format_args!(
+        "fault leader dead for good: a client that met it is served {:?} after there is a majority",
+        back.elapsed()
+    ));
+    new.close().await;
+    trial.load().flows(SOME).await;
+    let starting = tokio::task::spawn_blocking(move || {
+        leader.start_again().unwrap();
+        leader
+    });
+    let _leader = starting.await.unwrap();
     trial.load().flows(SOME).await;
     trial.end_refused().await;
 }

@@ -1,6 +1,6 @@
 //! Full queues: new requests are refused at once, and what was accepted before still comes back into its queue.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::Confirmation;
 use lapin::types::AMQPValue;
@@ -8,6 +8,7 @@ use millrace_harness::broker::{Broker, BrokerOptions};
 use millrace_harness::models;
 use millrace_producer::{Code, Error, Request};
 use millrace_tests::foreign::{Foreign, rows, with_header};
+use millrace_tests::load::gives;
 use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, eventually, milestone};
 use ndarray::Array2;
 use nix::sys::signal::Signal;
@@ -93,5 +94,51 @@ async fn a_retry_into_a_full_tier_queue_is_not_lost() {
         assert_eq!(worker.wait(READY).unwrap().code(), Some(0), "{}", worker.stderr());
     }
     assert!(foreign.leftovers().await.is_empty(), "somebody was answered twice");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_takes_nothing_has_another_channel_tried_and_harms_no_other() {
+    let broker = Broker::start(BrokerOptions { plugins: Vec::new(), ..BrokerOptions::default() }).unwrap();
+    let stack = Stack::on(&broker.amqp_url()).config("m", ONE_INSTANCE).model("m", &models::scale(1.0));
+    let worker = stack.worker();
+    worker.signal(Signal::SIGSTOP);
+    let pattern = format!("^{}\\.{}$", stack.prefix(), TIER_QUEUE.replace('.', "\\."));
+    broker.ctl(&["set_policy", "--apply-to", "queues", "small", &pattern, r#"{"max-length":1}"#]).unwrap();
+    let foreign = Foreign::idle(&broker.amqp_url(), stack.prefix()).await;
+    let publish = async || foreign.publish("m.premium", foreign.properties(), &rows(&[[1.0; 4]])).await;
+    eventually("it is full", PATIENCE, async || publish().await == Confirmation::Nack(None)).await;
+    // Of all channels only those that publish are confirmed, and each has a connection of its own.
+    let is_another = || {
+        let channels = broker.ctl(&["list_channels", "--no-table-headers", "number", "confirm"]).unwrap();
+        channels.lines().any(|channel| channel == "2\ttrue")
+    };
+    let client = stack.client().await;
+    let submit = async |model: &str, tier: &str, number: f32| {
+        let row = Array2::from_elem((1, 4), number);
+        client.submit(Request::new(model).tier(tier).input_array("x", row.view()).unwrap()).await
+    };
+    assert!(!is_another());
+    let refused_for = Instant::now();
+    let mut taken = Vec::new();
+    while refused_for.elapsed() < Duration::from_secs(4) {
+        let number = taken.len() as f32;
+        let (full, free, absent) = tokio::join!(
+            submit("m", "premium", number),
+            submit("m", "free", number),
+            submit("absent", "free", number),
+        );
+        assert_eq!(full.unwrap_err().code(), Code::Overloaded);
+        assert_eq!(absent.unwrap_err().code(), Code::UnknownModel);
+        taken.push(free.unwrap());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(is_another());
+    worker.signal(Signal::SIGCONT);
+    for (number, handle) in taken.into_iter().enumerate() {
+        assert!(gives(&handle.outcome().await.unwrap(), number as f32));
+    }
+    let premium = async || submit("m", "premium", 1.0).await.is_ok();
+    eventually("it takes something again", PATIENCE, premium).await;
     client.close().await;
 }

@@ -83,6 +83,7 @@ impl Case {
     /// Sends all and checks that each has its own answer, the guilty ones that they are poison.
     async fn send_all(&self, client: &Client) {
         let is_guilty = |number| self.guilty.contains(&number);
+        assert!(self.guilty.iter().all(|&number| number < all()));
         let value = |number: usize| if is_guilty(number) { self.fault } else { number as f32 };
         let requests = (0..all()).map(|number| {
             let row = Array2::from_elem((1, 4), value(number));

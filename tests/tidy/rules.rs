@@ -106,7 +106,11 @@ mod tests {
             ("worker/src/status.rs", "use lapin::Channel;", "common/src/amqp/connection.rs"),
             ("worker/src/pipeline.rs", "let s = ort::init();", "worker/src/model/onnx/strings.rs"),
             ("producer/src/client.rs", "use axum::Router;", "producer/gateway/src/main.rs"),
-            ("worker/src/outbound/settle.rs", "channel.basic_publish(", "common/src/amqp/publisher.rs"),
+            (
+                "worker/src/outbound/settle.rs",
+                "channel.basic_publish(",
+                "common/src/amqp/publisher/session.rs",
+            ),
             (
                 "common/src/directory.rs",
                 "self.acker.ack(BasicAckOptions::default())",

@@ -5,6 +5,7 @@
 
 mod refusals;
 mod session;
+mod successor;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,10 +1,10 @@
-//! Queues that take nothing, and whether another channel would find them otherwise. Plain data; `now` is a parameter.
+//! Queues that take nothing from a channel, and when another channel should be tried. Plain data; `now` is a parameter.
 //!
-//! A full queue refuses, and so does one without a leader in its cluster. RabbitMQ 3.10 goes on refusing after there is a new leader
-//! where the channel first published while there was none: it asks the one that it met then, until that node is back
-//! (`rabbit_fifo_client`, `enqueue`). Another channel meets the new one.
+//! A full queue refuses, and so does a quorum queue without a leader. RabbitMQ 3.10 goes on refusing after there is a new leader where
+//! the channel first published to the queue while there was none: it asks the node that led then, until that is back
+//! (`rabbit_fifo_client:enqueue`). Another channel asks the new one. A queue that has taken something from the channel is full.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +12,14 @@ use lapin::types::ShortString;
 use tokio::time::Instant;
 use tracing::debug;
 
-/// How long a queue refuses everything before another channel is tried; doubled each time that it did not help, up to the second.
-const PATIENCE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(64)];
-/// How long the answers that are outstanding hold up another channel, before it is put off: there might be one that never comes.
-const DRAINED_WITHIN: Duration = Duration::from_secs(1);
-/// A queue that refused and to which nothing was sent for so long is forgotten.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+/// How long a queue takes nothing before another channel is tried.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// Doubled for the queue each time that it did not help, up to this: so long may it take until a new leader is found.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(8);
+/// A queue that has refused nothing for so long is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+/// Most places remembered of each kind.
+const MOST: usize = 10_000;
 
 /// Where a message goes.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -26,63 +28,72 @@ pub(super) struct Place {
     pub(super) routing_key: ShortString,
 }
 
-/// Since when a place has taken nothing, on this channel, and when it refused last.
-#[derive(Clone, Copy, Debug)]
-struct Refusal {
-    since: Instant,
-    last: Instant,
-}
-
-/// The places that take nothing.
 #[derive(Debug)]
-pub(super) struct Refusals {
-    places: HashMap<Place, Refusal>,
+struct Refusal {
+    /// When it first refused on this channel.
+    since: Option<Instant>,
+    last: Instant,
     patience: Duration,
-    wanted: Option<Instant>,
 }
 
-impl Default for Refusals {
-    fn default() -> Self {
-        Self { places: HashMap::new(), patience: PATIENCE[0], wanted: None }
+impl Refusal {
+    fn is_due(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= self.patience)
     }
+}
+
+/// What queues have refused, and taken, on a channel.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    refused: HashMap<Place, Refusal>,
+    taken: HashSet<Place>,
 }
 
 impl Refusals {
     /// A message was taken.
-    pub(super) fn taken(&mut self, place: &Place) {
-        if !self.places.is_empty() && self.places.remove(place).is_some() && self.places.is_empty() {
-            (self.patience, self.wanted) = (PATIENCE[0], None);
+    pub(super) fn taken(&mut self, place: Place) {
+        if !self.refused.is_empty() {
+            self.refused.remove(&place);
+        }
+        if self.taken.len() < MOST {
+            self.taken.insert(place);
         }
     }
 
     /// A message was refused.
     pub(super) fn refused(&mut self, place: Place, now: Instant) {
-        let refusal = self.places.entry(place).or_insert(Refusal { since: now, last: now });
+        if self.taken.contains(&place) || self.refused.len() >= MOST {
+            return;
+        }
+        let begin = || Refusal { since: None, last: now, patience: FIRST_PATIENCE };
+        let refusal = self.refused.entry(place).or_insert_with(begin);
+        refusal.since.get_or_insert(now);
         refusal.last = now;
-        if self.wanted.is_none() && now.saturating_duration_since(refusal.since) >= self.patience {
-            debug!(patience = ?self.patience, "a queue takes nothing; another channel may find it otherwise");
-            self.wanted = Some(now);
+    }
+
+    /// Whether another channel should be tried; to be asked now and then.
+    pub(super) fn want_another_channel(&mut self, now: Instant) -> bool {
+        self.refused.retain(|_, refusal| now.saturating_duration_since(refusal.last) < FORGOTTEN_AFTER);
+        self.refused.values().any(|refusal| refusal.is_due(now))
+    }
+
+    /// From here on another channel is used.
+    pub(super) fn replaced(&mut self, now: Instant) {
+        self.taken.clear();
+        for (place, refusal) in &mut self.refused {
+            if refusal.is_due(now) {
+                let Place { exchange, routing_key } = place;
+                debug!(%exchange, %routing_key, patience = ?refusal.patience, "takes nothing; trying another channel");
+                refusal.patience = (refusal.patience * 2).min(LONGEST_PATIENCE);
+            }
+            refusal.since = None;
         }
     }
 
-    /// Whether nothing should be sent until another channel is there.
-    pub(super) fn want_another_channel(&self) -> bool {
-        self.wanted.is_some()
-    }
-
-    /// There is another channel, or there is none for now.
-    pub(super) fn begin_anew(&mut self, now: Instant) {
-        self.wanted = None;
-        self.patience = (self.patience * 2).min(PATIENCE[1]);
-        self.places.values_mut().for_each(|refusal| refusal.since = now);
-    }
-
-    /// Gives up what takes too long; to be called now and then.
-    pub(super) fn look(&mut self, now: Instant) {
-        let is_over = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
-        self.places.retain(|_, refusal| !is_over(refusal.last, FORGOTTEN_AFTER));
-        if self.wanted.is_some_and(|since| is_over(since, DRAINED_WITHIN)) {
-            self.begin_anew(now);
+    /// There is no other channel for now.
+    pub(super) fn put_off(&mut self, now: Instant) {
+        for refusal in self.refused.values_mut().filter(|refusal| refusal.is_due(now)) {
+            refusal.since = Some(now);
         }
     }
 }
@@ -95,7 +106,7 @@ mod tests {
         Place { exchange: "e".into(), routing_key: routing_key.into() }
     }
 
-    /// A clock, and what it sees.
+    /// Refusals, and a clock in milliseconds.
     struct Case {
         refusals: Refusals,
         begin: Instant,
@@ -110,56 +121,86 @@ mod tests {
             self.begin + Duration::from_millis(ms)
         }
 
-        fn refused(&mut self, routing_key: &str, ms: u64) -> bool {
+        fn refused(&mut self, routing_key: &str, ms: u64) {
             self.refusals.refused(place(routing_key), self.at(ms));
-            self.refusals.want_another_channel()
+        }
+
+        fn taken(&mut self, routing_key: &str) {
+            self.refusals.taken(place(routing_key));
+        }
+
+        fn wants(&mut self, ms: u64) -> bool {
+            self.refusals.want_another_channel(self.at(ms))
+        }
+
+        fn replaced(&mut self, ms: u64) {
+            self.refusals.replaced(self.at(ms));
         }
     }
 
     #[test]
-    fn a_queue_that_takes_nothing_for_long_has_another_channel_tried_ever_more_rarely() {
+    fn a_queue_that_takes_nothing_has_another_channel_tried_ever_more_rarely() {
         let mut case = Case::new();
-        assert_eq!([0, 1_000, 1_999].map(|ms| case.refused("a", ms)), [false; 3]);
-        assert!(case.refused("a", 2_000));
-        case.refusals.begin_anew(case.at(2_000));
-        assert_eq!([2_001, 5_999].map(|ms| case.refused("a", ms)), [false; 2]);
-        assert!(case.refused("a", 6_000), "twice as long");
-        case.refusals.begin_anew(case.at(6_000));
-        case.refusals.taken(&place("a"));
-        assert_eq!([7_000, 8_999].map(|ms| case.refused("a", ms)), [false; 2]);
-        assert!(case.refused("a", 9_000), "it had taken something: as in the beginning");
+        case.refused("a", 0);
+        assert_eq!(
+            [1_999, 2_000].map(|ms| case.wants(ms)),
+            [false, true],
+            "also where it is asked once only"
+        );
+        case.replaced(2_000);
+        assert!(!case.wants(90_000), "nothing was refused on the new one");
+        case.refused("a", 90_000);
+        assert_eq!([93_999, 94_000].map(|ms| case.wants(ms)), [false, true], "twice as long");
+        case.replaced(94_000);
+        case.taken("a");
+        case.replaced(95_000);
+        case.refused("a", 95_000);
+        assert_eq!([96_999, 97_000].map(|ms| case.wants(ms)), [false, true], "as in the beginning");
     }
 
     #[test]
-    fn a_queue_that_takes_some_is_no_case_for_another_channel_and_no_queue_speaks_for_another() {
+    fn a_queue_that_has_taken_something_is_full() {
         let mut case = Case::new();
-        for ms in (0..10_000).step_by(500) {
-            assert!(!case.refused("full", ms));
-            case.refusals.taken(&place("full"));
+        case.taken("full");
+        case.refused("full", 0);
+        assert!(!case.wants(100_000));
+        // Refused and then taken.
+        case.refused("slow", 100_000);
+        case.taken("slow");
+        case.refused("slow", 100_001);
+        assert!(!case.wants(200_000));
+    }
+
+    #[test]
+    fn no_queue_waits_longer_for_another() {
+        let mut case = Case::new();
+        for ms in [0, 2_000, 6_000, 14_000] {
+            case.refused("stuck", ms);
+            case.replaced(ms + 60_000);
         }
-        assert!(!case.refused("a", 10_000));
-        case.refusals.taken(&place("b"));
-        assert!(!case.refused("b", 12_000));
-        assert!(case.refused("a", 12_000));
+        case.refused("stuck", 100_000);
+        case.refused("a", 100_000);
+        case.taken("b");
+        assert_eq!([101_999, 102_000].map(|ms| case.wants(ms)), [false, true]);
     }
 
     #[test]
-    fn an_answer_that_never_comes_holds_up_nothing_for_long() {
+    fn what_is_put_off_is_tried_again_as_soon() {
         let mut case = Case::new();
         case.refused("a", 0);
-        assert!(case.refused("a", 2_000));
-        case.refusals.look(case.at(2_900));
-        assert!(case.refusals.want_another_channel());
-        case.refusals.look(case.at(3_000));
-        assert!(!case.refusals.want_another_channel());
+        case.refusals.put_off(case.at(2_000));
+        assert_eq!([3_999, 4_000].map(|ms| case.wants(ms)), [false, true]);
     }
 
     #[test]
-    fn what_nobody_sends_to_any_more_is_forgotten() {
+    fn made_up_places_do_not_fill_memory() {
         let mut case = Case::new();
-        case.refused("a", 0);
-        case.refused("b", 30_000);
-        case.refusals.look(case.at(60_000));
-        assert_eq!(case.refusals.places.len(), 1);
+        for number in 0..2 * MOST {
+            case.taken(&format!("t{number}"));
+            case.refused(&format!("r{number}"), 0);
+        }
+        assert_eq!((case.refusals.taken.len(), case.refusals.refused.len()), (MOST, MOST));
+        assert!(!case.wants(300_000));
+        assert!(case.refusals.refused.is_empty(), "nobody sends to them any more");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::super::connection::{AsyncSession, End, Link};
 use super::super::returns::{Gathered, Returns};
 use super::refusals::{Place, Refusals};
+use super::successor::{Successor, confirm_channel};
 use super::{Forbidden, Outcome, Outgoing};
 use crate::lifecycle::Lifecycle;
 
@@ -42,56 +43,49 @@ struct Published {
 
 impl AsyncSession for Session {
     async fn run(&mut self, link: &Link) -> End {
-        match open(link).await {
-            Ok(channel) => {
+        let end = match link.set_up(confirm_channel(&link.connection)).await {
+            Ok(Ok(channel)) => {
                 link.announce_up();
-                self.publish_all(link, channel).await.unwrap_or_else(|end| end)
+                self.publish_all(link, Arc::new(channel)).await
             }
+            Ok(Err(error)) => End::Unusable(format!("cannot open a publishing channel: {error}")),
             Err(end) => end,
-        }
+        };
+        self.is_blocked.store(false, Ordering::Relaxed);
+        end
     }
 }
 
-async fn open(link: &Link) -> Result<Arc<Channel>, End> {
-    let opening = async {
-        let channel = link.connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        lapin::Result::Ok(Arc::new(channel))
-    };
-    let opened = link.set_up(opening).await?;
-    opened.map_err(|error| End::Unusable(format!("cannot open a publishing channel: {error}")))
-}
-
 impl Session {
-    async fn publish_all(&mut self, link: &Link, mut channel: Arc<Channel>) -> Result<End, End> {
+    async fn publish_all(&mut self, link: &Link, mut channel: Arc<Channel>) -> End {
         enum Event {
             Send(Option<Outgoing>),
             Answered(Published),
             Stop,
             Look,
+            Successor,
         }
         let mut in_flight: FuturesUnordered<BoxFuture<'static, Published>> = FuturesUnordered::new();
         let mut answers = Answers::default();
+        let mut successor = Successor::default();
         let (mut is_stopping, mut is_over) = (false, false);
         let mut last_answer = Instant::now();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while !is_over && link.connection.status().connected() && channel.status().connected() {
-            let is_blocked = link.connection.status().blocked();
-            if self.is_blocked.swap(is_blocked, Ordering::Relaxed) != is_blocked {
-                warn!(is_blocked, "the broker is out of memory or disk, or no longer");
+            let is_blocked = self.is_blocked(link);
+            if let Some(next) = in_flight.is_empty().then(|| successor.take()).flatten() {
+                channel = next;
+                answers.begin_anew();
             }
-            if answers.refusals.want_another_channel() && in_flight.is_empty() {
-                channel = open(link).await?;
-                answers.refusals.begin_anew(Instant::now());
-            }
-            let has_room = in_flight.len() < self.max_in_flight && !answers.refusals.want_another_channel();
+            let has_room = in_flight.len() < self.max_in_flight && !successor.is_open();
             let event = tokio::select! {
                 biased;
                 Some(published) = in_flight.next() => Event::Answered(published),
                 // A blocked connection takes messages and sends none: they would pile up in the library, and their copies too.
                 outgoing = self.incoming.recv(), if has_room && !is_blocked => Event::Send(outgoing),
                 () = self.lifecycle.stopping(), if !is_stopping => Event::Stop,
+                () = successor.step() => Event::Successor,
                 _ = looks.tick() => Event::Look,
             };
             match event {
@@ -113,25 +107,43 @@ impl Session {
                     self.incoming.close();
                 }
                 Event::Send(None) => is_over = true,
+                Event::Successor if successor.is_none() => answers.refusals.put_off(Instant::now()),
+                Event::Successor => {}
                 Event::Look if is_stopping && is_blocked => {
-                    while let Ok(outgoing) = self.incoming.try_recv() {
-                        say(outgoing.outcome, Outcome::NotSent("the broker takes nothing".to_owned()));
-                    }
-                    return Ok(End::Over);
+                    self.send_nothing();
+                    return End::Over;
                 }
                 // Confirms that never come, as of quorum queues without their majority, have taken every place.
                 Event::Look if !in_flight.is_empty() && last_answer.elapsed() > self.confirm_timeout * 2 => {
-                    return Err(End::Unusable(format!("no confirm came for {:?}", last_answer.elapsed())));
+                    return End::Unusable(format!("no confirm came for {:?}", last_answer.elapsed()));
                 }
-                Event::Look => answers.refusals.look(Instant::now()),
+                Event::Look => {
+                    let may = successor.is_none() && !is_blocked && !is_stopping;
+                    if may && answers.refusals.want_another_channel(Instant::now()) {
+                        successor.begin(&link.connection);
+                    }
+                }
             }
         }
-        self.is_blocked.store(false, Ordering::Relaxed);
         // Handed over or not: where the connection is gone every pending confirm fails now.
-        while let Some(published) = in_flight.next().await {
-            answers.take(published, &mut in_flight);
+        answers.take_all(&mut in_flight).await;
+        if is_over { End::Over } else { End::Lost }
+    }
+
+    /// Whether the broker takes nothing; tells who asks for it, and people where it changes.
+    fn is_blocked(&self, link: &Link) -> bool {
+        let is_blocked = link.connection.status().blocked();
+        if self.is_blocked.swap(is_blocked, Ordering::Relaxed) != is_blocked {
+            warn!(is_blocked, "the broker is out of memory or disk, or no longer");
         }
-        Ok(if is_over { End::Over } else { End::Lost })
+        is_blocked
+    }
+
+    /// Tells all who wait.
+    fn send_nothing(&mut self) {
+        while let Ok(outgoing) = self.incoming.try_recv() {
+            say(outgoing.outcome, Outcome::NotSent("the broker takes nothing".to_owned()));
+        }
     }
 }
 
@@ -165,7 +177,7 @@ fn start(channel: Arc<Channel>, outgoing: Outgoing) -> BoxFuture<'static, Publis
     })
 }
 
-/// Tells the callers what became of their messages.
+/// Tells the callers what became of their messages on a channel.
 #[derive(Default)]
 struct Answers {
     returns: Returns<oneshot::Sender<Outcome>>,
@@ -174,6 +186,19 @@ struct Answers {
 }
 
 impl Answers {
+    /// Takes all answers that are to come.
+    async fn take_all(&mut self, in_flight: &mut FuturesUnordered<BoxFuture<'static, Published>>) {
+        while let Some(published) = in_flight.next().await {
+            self.take(published, in_flight);
+        }
+    }
+
+    /// Another channel is used; nothing is in flight.
+    fn begin_anew(&mut self) {
+        self.returns = Returns::default();
+        self.refusals.replaced(Instant::now());
+    }
+
     /// Takes an answer with all others that are there, as [`Returns`] wants them.
     fn take(&mut self, first: Published, in_flight: &mut FuturesUnordered<BoxFuture<'static, Published>>) {
         self.note(first);
@@ -194,7 +219,7 @@ impl Answers {
         };
         let (carried, waiting) = match result {
             Ok(Confirmation::Ack(returned)) => {
-                self.refusals.taken(&place);
+                self.refusals.taken(place);
                 (id(returned), Some(outcome))
             }
             Ok(Confirmation::Nack(returned)) => {
