@@ -8,7 +8,7 @@ use millrace_harness::broker::{Broker, BrokerOptions};
 use millrace_harness::models;
 use millrace_producer::{Code, Error, Request};
 use millrace_tests::foreign::{Foreign, rows, with_header};
-use millrace_tests::load::gives;
+use millrace_tests::load::{gives, say};
 use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, eventually, milestone};
 use ndarray::Array2;
 use nix::sys::signal::Signal;
@@ -108,32 +108,38 @@ async fn a_queue_that_takes_nothing_has_another_channel_tried_and_harms_no_other
     let foreign = Foreign::idle(&broker.amqp_url(), stack.prefix()).await;
     let publish = async || foreign.publish("m.premium", foreign.properties(), &rows(&[[1.0; 4]])).await;
     eventually("it is full", PATIENCE, async || publish().await == Confirmation::Nack(None)).await;
-    // Of all channels only those that publish are confirmed, and each has a connection of its own.
-    let is_another = || {
-        let channels = broker.ctl(&["list_channels", "--no-table-headers", "number", "confirm"]).unwrap();
-        channels.lines().any(|channel| channel == "2\ttrue")
-    };
     let client = stack.client().await;
     let submit = async |model: &str, tier: &str, number: f32| {
         let row = Array2::from_elem((1, 4), number);
         client.submit(Request::new(model).tier(tier).input_array("x", row.view()).unwrap()).await
     };
-    assert!(!is_another());
-    let refused_for = Instant::now();
-    let mut taken = Vec::new();
-    while refused_for.elapsed() < Duration::from_secs(4) {
-        let number = taken.len() as f32;
+    let (refused_for, mut longest, mut taken) = (Instant::now(), Duration::ZERO, Vec::new());
+    let is_another = tokio::task::spawn_blocking(move || {
+        // Of all channels only those that publish are confirmed, and each begins as the first of its connection.
+        let channels = || broker.ctl(&["list_channels", "--no-table-headers", "number", "confirm"]).unwrap();
+        while !channels().lines().any(|channel| channel.ends_with("true") && !channel.starts_with("1\t")) {
+            assert!(refused_for.elapsed() < PATIENCE, "{}", channels());
+        }
+        broker
+    });
+    while !is_another.is_finished() {
+        let (number, began) = (taken.len() as f32, Instant::now());
         let (full, free, absent) = tokio::join!(
             submit("m", "premium", number),
-            submit("m", "free", number),
+            async { (submit("m", "free", number).await, began.elapsed()) },
             submit("absent", "free", number),
         );
         assert_eq!(full.unwrap_err().code(), Code::Overloaded);
         assert_eq!(absent.unwrap_err().code(), Code::UnknownModel);
-        taken.push(free.unwrap());
+        taken.push(free.0.unwrap());
+        longest = longest.max(free.1);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(is_another());
+    let _broker = is_another.await.unwrap();
+    say(format_args!(
+        "fault queue that takes nothing: another channel was tried within {:?}; others waited {longest:?} at most",
+        refused_for.elapsed()
+    ));
     worker.signal(Signal::SIGCONT);
     for (number, handle) in taken.into_iter().enumerate() {
         assert!(gives(&handle.outcome().await.unwrap(), number as f32));

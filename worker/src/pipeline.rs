@@ -234,7 +234,7 @@ async fn declare(config: &Config, connector: &Connector, catalogue: &Catalogue) 
     let started = Instant::now();
     loop {
         match apply(connector, &topology).await {
-            Err(error @ (ApplyError::Connect(_) | ApplyError::Lost(_))) if started.elapsed() < patience => {
+            Err(error) if !matches!(error, ApplyError::Declare(_)) && started.elapsed() < patience => {
                 warn!(%error, "waiting for the broker");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }

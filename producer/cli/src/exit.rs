@@ -84,7 +84,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 fn of_apply(error: &ApplyError) -> Exit {
     match error {
         ApplyError::Connect(error) => of_link(error),
-        ApplyError::Lost(_) => Exit::Unreachable,
+        ApplyError::Lost(_) | ApplyError::NodeDown(_) => Exit::Unreachable,
         ApplyError::Declare(_) => Exit::Failed,
     }
 }

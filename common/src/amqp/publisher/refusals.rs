@@ -2,7 +2,7 @@
 //!
 //! A full queue refuses, and so does a quorum queue without a leader. RabbitMQ 3.10 goes on refusing after there is a new leader where
 //! the channel first published to the queue while there was none: it asks the node that led then, until that is back
-//! (`rabbit_fifo_client:enqueue`). Another channel asks the new one. A queue that has taken something from the channel is full.
+//! (`rabbit_fifo_client:enqueue`). Another channel asks the new one. A queue that has taken something from the channel is mostly full.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use lapin::types::ShortString;
 use tokio::time::Instant;
 use tracing::debug;
 
-/// How long a queue takes nothing before another channel is tried.
+/// How long a queue takes nothing before another channel is tried; doubled for the queue each time that it did not help.
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
-/// Doubled for the queue each time that it did not help, up to this: so long may it take until a new leader is found.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(8);
+/// The most: so long may it take until a new leader is found. It is the patience with a queue that has taken something, too.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(16);
 /// A queue that has refused nothing for so long is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 /// Most places remembered of each kind.
@@ -30,7 +30,7 @@ pub(super) struct Place {
 
 #[derive(Debug)]
 struct Refusal {
-    /// When it first refused on this channel.
+    /// When it first refused on this channel, or another one was tried in vain.
     since: Option<Instant>,
     last: Instant,
     patience: Duration,
@@ -39,6 +39,13 @@ struct Refusal {
 impl Refusal {
     fn is_due(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now.saturating_duration_since(since) >= self.patience)
+    }
+
+    /// Another channel is used, or was tried in vain.
+    fn tried(&mut self, now: Instant) {
+        if self.is_due(now) {
+            self.patience = (self.patience * 2).min(LONGEST_PATIENCE);
+        }
     }
 }
 
@@ -62,10 +69,11 @@ impl Refusals {
 
     /// A message was refused.
     pub(super) fn refused(&mut self, place: Place, now: Instant) {
-        if self.taken.contains(&place) || self.refused.len() >= MOST {
+        if self.refused.len() >= MOST && !self.refused.contains_key(&place) {
             return;
         }
-        let begin = || Refusal { since: None, last: now, patience: FIRST_PATIENCE };
+        let patience = if self.taken.contains(&place) { LONGEST_PATIENCE } else { FIRST_PATIENCE };
+        let begin = || Refusal { since: None, last: now, patience };
         let refusal = self.refused.entry(place).or_insert_with(begin);
         refusal.since.get_or_insert(now);
         refusal.last = now;
@@ -83,16 +91,18 @@ impl Refusals {
         for (place, refusal) in &mut self.refused {
             if refusal.is_due(now) {
                 let Place { exchange, routing_key } = place;
-                debug!(%exchange, %routing_key, patience = ?refusal.patience, "takes nothing; trying another channel");
-                refusal.patience = (refusal.patience * 2).min(LONGEST_PATIENCE);
+                debug!(%exchange, %routing_key, patience = ?refusal.patience, "took nothing; another channel is used");
             }
+            refusal.tried(now);
             refusal.since = None;
         }
     }
 
     /// There is no other channel for now.
     pub(super) fn put_off(&mut self, now: Instant) {
-        for refusal in self.refused.values_mut().filter(|refusal| refusal.is_due(now)) {
+        debug!(places = self.refused.len(), "some take nothing; another channel could not be used");
+        for refusal in self.refused.values_mut().filter(|refusal| refusal.since.is_some()) {
+            refusal.tried(now);
             refusal.since = Some(now);
         }
     }
@@ -159,37 +169,41 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_has_taken_something_is_full() {
+    fn a_queue_that_has_taken_something_has_more_time() {
         let mut case = Case::new();
         case.taken("full");
         case.refused("full", 0);
-        assert!(!case.wants(100_000));
-        // Refused and then taken.
-        case.refused("slow", 100_000);
-        case.taken("slow");
-        case.refused("slow", 100_001);
-        assert!(!case.wants(200_000));
+        assert_eq!([15_999, 16_000].map(|ms| case.wants(ms)), [false, true]);
+        // One that takes something now and then needs no other channel.
+        for ms in (0..100_000).step_by(10_000) {
+            case.refused("full", ms);
+            assert!(!case.wants(ms + 9_999));
+            case.taken("full");
+        }
     }
 
     #[test]
     fn no_queue_waits_longer_for_another() {
         let mut case = Case::new();
-        for ms in [0, 2_000, 6_000, 14_000] {
+        for ms in [0, 100_000, 200_000, 300_000] {
             case.refused("stuck", ms);
-            case.replaced(ms + 60_000);
+            case.replaced(ms + 50_000);
         }
-        case.refused("stuck", 100_000);
-        case.refused("a", 100_000);
-        case.taken("b");
-        assert_eq!([101_999, 102_000].map(|ms| case.wants(ms)), [false, true]);
+        case.refused("stuck", 400_000);
+        assert_eq!([415_999, 416_000].map(|ms| case.wants(ms)), [false, true]);
+        case.refused("a", 400_000);
+        assert_eq!([401_999, 402_000].map(|ms| case.wants(ms)), [false, true]);
     }
 
     #[test]
-    fn what_is_put_off_is_tried_again_as_soon() {
+    fn what_is_put_off_is_tried_again_for_all() {
         let mut case = Case::new();
         case.refused("a", 0);
+        case.refused("b", 1_000);
         case.refusals.put_off(case.at(2_000));
-        assert_eq!([3_999, 4_000].map(|ms| case.wants(ms)), [false, true]);
+        assert_eq!([3_999, 4_000].map(|ms| case.wants(ms)), [false, true], "b's time, from then on");
+        case.taken("b");
+        assert_eq!([5_999, 6_000].map(|ms| case.wants(ms)), [false, true], "a's, doubled");
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Session {
                     self.incoming.close();
                 }
                 Event::Send(None) => is_over = true,
-                Event::Successor if successor.is_none() => answers.refusals.put_off(Instant::now()),
+                Event::Successor if successor.is_idle() => answers.refusals.put_off(Instant::now()),
                 Event::Successor => {}
                 Event::Look if is_stopping && is_blocked => {
                     self.send_nothing();
@@ -118,7 +118,7 @@ impl Session {
                     return End::Unusable(format!("no confirm came for {:?}", last_answer.elapsed()));
                 }
                 Event::Look => {
-                    let may = successor.is_none() && !is_blocked && !is_stopping;
+                    let may = successor.is_idle() && !is_blocked && !is_stopping;
                     if may && answers.refusals.want_another_channel(Instant::now()) {
                         successor.begin(&link.connection);
                     }
@@ -177,11 +177,14 @@ fn start(channel: Arc<Channel>, outgoing: Outgoing) -> BoxFuture<'static, Publis
     })
 }
 
+/// Where a message went, and who waits to hear of it.
+type Waiting = (Place, oneshot::Sender<Outcome>);
+
 /// Tells the callers what became of their messages on a channel.
 #[derive(Default)]
 struct Answers {
-    returns: Returns<oneshot::Sender<Outcome>>,
-    gathered: Vec<Gathered<oneshot::Sender<Outcome>>>,
+    returns: Returns<Waiting>,
+    gathered: Vec<Gathered<Waiting>>,
     refusals: Refusals,
 }
 
@@ -205,8 +208,11 @@ impl Answers {
         while let Some(Some(published)) = futures_util::FutureExt::now_or_never(in_flight.next()) {
             self.note(published);
         }
-        let tell = &mut |outcome, is_returned| {
+        let tell = &mut |(place, outcome), is_returned| {
             say(outcome, if is_returned { Outcome::Unroutable } else { Outcome::Confirmed });
+            if !is_returned {
+                self.refusals.taken(place);
+            }
         };
         self.returns.take(&mut self.gathered, in_flight.is_empty(), tell);
     }
@@ -218,10 +224,7 @@ impl Answers {
                 .map(|message| message.properties.message_id().clone().map_or_else(String::new, String::from))
         };
         let (carried, waiting) = match result {
-            Ok(Confirmation::Ack(returned)) => {
-                self.refusals.taken(place);
-                (id(returned), Some(outcome))
-            }
+            Ok(Confirmation::Ack(returned)) => (id(returned), Some((place, outcome))),
             Ok(Confirmation::Nack(returned)) => {
                 self.refusals.refused(place, Instant::now());
                 say(outcome, Outcome::Refused);

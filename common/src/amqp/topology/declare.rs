@@ -18,6 +18,8 @@ use super::{
 const CHANNELS: usize = 8;
 /// A broker that stops.
 const CONNECTION_FORCED: u16 = 320;
+/// In the broker's words where a queue is there, and what runs it is not.
+const NODE_DOWN: &str = "is down or inaccessible";
 /// The type of exchange that a plugin brings; the broker names it where it refuses it.
 const CONSISTENT_HASH: &str = "x-consistent-hash";
 
@@ -29,8 +31,17 @@ pub struct DeclareError {
     pub what: String,
     /// The broker's words and, where known, the remedy.
     pub reason: String,
-    /// Whether the broker said so; else the connection ended meanwhile.
-    is_refusal: bool,
+    cause: Cause,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The broker does not allow it.
+    Refusal,
+    /// The connection ended meanwhile.
+    Lost,
+    /// The broker, or one node of it, is still starting.
+    NodeDown,
 }
 
 /// Declares `topology` over a short connection of its own, then removes what is stale.
@@ -41,8 +52,11 @@ pub async fn apply(connector: &Connector, topology: &Topology) -> Result<(), App
     let connection = connector.connect("topology", 0).await?;
     let declared = topology.declare(&connection).await;
     connection::close(&connection).await;
-    declared
-        .map_err(|error| if error.is_refusal { ApplyError::Declare(error) } else { ApplyError::Lost(error) })
+    declared.map_err(|error| match error.cause {
+        Cause::Refusal => ApplyError::Declare(error),
+        Cause::Lost => ApplyError::Lost(error),
+        Cause::NodeDown => ApplyError::NodeDown(error),
+    })
 }
 
 /// Deletes a queue with what is in it, over a short connection of its own. One that does not exist is no error.
@@ -74,6 +88,9 @@ pub enum ApplyError {
     /// The connection ended meanwhile.
     #[error("the connection to the broker was lost: {0}")]
     Lost(DeclareError),
+    /// The node that has it is not up, or not yet: a moment after its start a broker knows of streams that do not run.
+    #[error("a node of the broker is down, or starts: {0}")]
+    NodeDown(DeclareError),
 }
 
 impl Topology {
@@ -210,11 +227,13 @@ fn declined(kind: &str, name: &str, error: &lapin::Error) -> DeclareError {
     } else {
         ""
     };
-    let is_refusal = match error.kind() {
-        ErrorKind::ProtocolError(refusal) => refusal.get_id() != CONNECTION_FORCED,
-        _ => false,
+    let cause = match error.kind() {
+        ErrorKind::ProtocolError(refusal) if refusal.get_id() != CONNECTION_FORCED => {
+            if reason.contains(NODE_DOWN) { Cause::NodeDown } else { Cause::Refusal }
+        }
+        _ => Cause::Lost,
     };
-    DeclareError { what: format!("{kind} `{name}`"), reason: format!("{reason}{hint}"), is_refusal }
+    DeclareError { what: format!("{kind} `{name}`"), reason: format!("{reason}{hint}"), cause }
 }
 
 fn table(arguments: &Arguments) -> FieldTable {
