@@ -21,7 +21,7 @@ const FREEZE: u64 = 60;
 /// faults that take minutes.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask faults                     all, in about half an hour\n  cargo xtask faults network      \
+    after_help = "Examples:\n  cargo xtask faults                     all, in a quarter of an hour\n  cargo xtask faults network      \
                   \x20      those whose names contain it\n  cargo xtask faults --seed 7            the same faults again\n  cargo \
                   xtask faults --rabbitmq 4.3"
 )]

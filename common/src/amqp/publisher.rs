@@ -1,6 +1,6 @@
 //! Publishing: confirmed, mandatory, bounded, overlapping. The only place that publishes.
 //!
-//! One task per channel starts the publishes in order and does not await each: the client library then gathers their
+//! One task per connection starts the publishes in order and does not await each: the client library then gathers their
 //! frames into few writes (awaiting one by one measured 2.6 times slower, 2026-11). Confirms are awaited in a set.
 
 mod refusals;

@@ -40,7 +40,7 @@ enum Cause {
     Refusal,
     /// The connection ended meanwhile.
     Lost,
-    /// The broker, or one node of it, is still starting.
+    /// The node that has it is down, or still starts.
     NodeDown,
 }
 
@@ -52,11 +52,7 @@ pub async fn apply(connector: &Connector, topology: &Topology) -> Result<(), App
     let connection = connector.connect("topology", 0).await?;
     let declared = topology.declare(&connection).await;
     connection::close(&connection).await;
-    declared.map_err(|error| match error.cause {
-        Cause::Refusal => ApplyError::Declare(error),
-        Cause::Lost => ApplyError::Lost(error),
-        Cause::NodeDown => ApplyError::NodeDown(error),
-    })
+    Ok(declared?)
 }
 
 /// Deletes a queue with what is in it, over a short connection of its own. One that does not exist is no error.
@@ -84,13 +80,23 @@ pub enum ApplyError {
     Connect(#[from] ConnectError),
     /// An object was refused.
     #[error(transparent)]
-    Declare(#[from] DeclareError),
+    Declare(DeclareError),
     /// The connection ended meanwhile.
     #[error("the connection to the broker was lost: {0}")]
     Lost(DeclareError),
     /// The node that has it is not up, or not yet: a moment after its start a broker knows of streams that do not run.
     #[error("a node of the broker is down, or starts: {0}")]
     NodeDown(DeclareError),
+}
+
+impl From<DeclareError> for ApplyError {
+    fn from(error: DeclareError) -> Self {
+        match error.cause {
+            Cause::Refusal => Self::Declare(error),
+            Cause::Lost => Self::Lost(error),
+            Cause::NodeDown => Self::NodeDown(error),
+        }
+    }
 }
 
 impl Topology {
