@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use millrace_harness::models;
 use millrace_harness::process::WorkerProcess;
-use millrace_producer::Client;
+use millrace_producer::{Client, Request};
 use millrace_tests::load::{Plan, Trial, say, seed};
 use millrace_tests::proxy::{Proxy, Way, Weather};
-use millrace_tests::stack::{ONE_INSTANCE, READY, Stack};
+use millrace_tests::stack::{ONE_INSTANCE, READY, Stack, eventually};
+use ndarray::Array2;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
@@ -73,6 +74,27 @@ async fn a_black_hole_between_client_and_broker_costs_time_only() {
         trial.load().flows(SOME).await;
     }
     trial.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_lost_its_connections_is_back_before_the_broker_has_noticed() {
+    // Until two heartbeats have been missed the broker keeps what was that connection's, its control queue too.
+    let stack = Stack::new().set("BROKER__HEARTBEAT_SECONDS", "60").model("m", &models::slow(2));
+    let proxy = Proxy::before(stack.amqp_url()).await;
+    let _worker = stack.worker_with(&[("MILLRACE_AMQP_URL", proxy.amqp_url())]);
+    let client = stack.client().await;
+    let infer = async || {
+        let row = Array2::<f32>::zeros((1, 4));
+        client.infer(Request::new("m").input_array("x", row.view()).unwrap()).await
+    };
+    infer().await.unwrap();
+    proxy.set(Weather { there: Way::Forgotten, back: Way::Forgotten });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.set(Weather::FAIR);
+    // The broker gives the one that is gone its share of them.
+    let is_served = async || matches!(tokio::time::timeout(Duration::from_secs(1), infer()).await, Ok(Ok(_)));
+    eventually("the worker serves again", Duration::from_secs(30), is_served).await;
+    client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,6 +34,8 @@ pub enum Way {
     Late(Duration),
     /// The connection is reset after so many bytes more.
     CutAfter(usize),
+    /// The connection is reset for whoever made it; the broker is not told.
+    Forgotten,
 }
 
 /// Both ways.
@@ -110,17 +112,22 @@ async fn carry(client: TcpStream, broker: TcpStream, weather: &watch::Sender<Wea
         let _ = stream.set_nodelay(true);
         let _ = stream.set_zero_linger();
     }
-    let (from_client, to_client) = client.into_split();
-    let (from_broker, to_broker) = broker.into_split();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_broker, mut to_broker) = broker.into_split();
     tokio::select! {
-        () = one_way(from_client, to_broker, weather.subscribe(), |weather| weather.there) => {}
-        () = one_way(from_broker, to_client, weather.subscribe(), |weather| weather.back) => {}
+        () = one_way(&mut from_client, &mut to_broker, weather.subscribe(), |weather| weather.there) => {}
+        () = one_way(&mut from_broker, &mut to_client, weather.subscribe(), |weather| weather.back) => {}
+    }
+    if weather.borrow().there == Way::Forgotten {
+        drop((from_client, to_client));
+        // Ends with the proxy.
+        std::future::pending::<()>().await;
     }
 }
 
 async fn one_way(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
     mut weather: watch::Receiver<Weather>,
     choose: fn(Weather) -> Way,
 ) {
@@ -141,6 +148,9 @@ async fn one_way(
             left = if let Way::CutAfter(bytes) = way { bytes } else { usize::MAX };
         }
         let due = late.front().map(|(due, _)| *due);
+        if way == Way::Forgotten {
+            return;
+        }
         // Nothing overtakes what is late, whatever the weather has become; and only so much is under way.
         let reads = way != Way::BlackHole
             && (late.is_empty() || (matches!(way, Way::Late(_)) && late.len() < MOST_LATE));
@@ -169,7 +179,7 @@ async fn one_way(
             }
             Way::Slow { latency, slice } => {
                 tokio::time::sleep(latency).await;
-                in_slices(&mut to, bytes, slice).await
+                in_slices(to, bytes, slice).await
             }
             _ => to.write_all(bytes).await,
         };

@@ -30,7 +30,7 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 /// A message received.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The queue it came from.
+    /// The queue it came from, as its [`Subscription`] names it.
     pub queue: Arc<str>,
     /// The key it was published with.
     pub routing_key: String,
@@ -187,7 +187,7 @@ impl<A: Accept> AsyncSession for Session<A> {
 impl<A: Accept> Session<A> {
     /// All consumers, of queues that are declared before; or why they cannot be had.
     async fn consumers(&self, link: &Link, waiting: &Arc<Notify>) -> Result<Vec<Forwarder>, String> {
-        let declared = self.topology.declare(&link.connection).await;
+        let declared = self.topology.on_connection(link.generation).declare(&link.connection).await;
         declared.map_err(|error| format!("cannot declare what this process consumes from: {error}"))?;
         let mut consumers = Vec::with_capacity(self.subscriptions.len());
         for subscription in &self.subscriptions {
@@ -209,13 +209,14 @@ impl<A: Accept> Session<A> {
         let channel = link.connection.create_channel().await?;
         let mut following = subscription.demand.clone();
         let demand = *following.borrow_and_update();
-        let queue = Arc::clone(&subscription.queue);
-        let stream = consume(&channel, &queue, demand, subscription.is_stream).await?;
+        let name = self.topology.name_on_connection(&subscription.queue, link.generation);
+        let stream = consume(&channel, &name, demand, subscription.is_stream).await?;
         let ledger = Ledger::new(channel.clone(), link.generation, demand.prefetch, Arc::clone(waiting));
         Ok(Forwarder {
             channel,
             stream,
-            queue,
+            queue: Arc::clone(&subscription.queue),
+            name,
             demand,
             following: Some(following),
             ledger,
@@ -246,7 +247,10 @@ async fn consume(
 struct Forwarder {
     channel: lapin::Channel,
     stream: lapin::Consumer,
+    /// The queue as its owner knows it.
     queue: Arc<str>,
+    /// The queue as the broker knows it.
+    name: String,
     demand: Demand,
     /// `None` once its owner will send nothing more.
     following: Option<watch::Receiver<Demand>>,
@@ -327,7 +331,7 @@ impl Forwarder {
     /// moment both are served.
     async fn resubscribe(&mut self, demand: Demand) -> lapin::Result<()> {
         debug!(queue = %self.queue, ?demand, "consuming anew");
-        let stream = consume(&self.channel, &self.queue, demand, false).await?;
+        let stream = consume(&self.channel, &self.name, demand, false).await?;
         let mut former = std::mem::replace(&mut self.stream, stream);
         self.demand = demand;
         self.ledger.resize(demand.prefetch);

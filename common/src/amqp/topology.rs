@@ -60,7 +60,7 @@ pub enum QueueKind {
     Quorum,
     /// One replica, durable.
     Classic,
-    /// Named by the broker, gone with its connection.
+    /// One connection's, and gone with it.
     Exclusive,
     /// A log that every consumer reads from where it likes.
     Stream,

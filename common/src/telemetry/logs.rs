@@ -53,13 +53,20 @@ fn builder() -> Builder {
 /// # Errors
 /// What is wrong with it.
 pub fn check_filter(filter: &str) -> Result<(), String> {
-    let is_written = builder().parse(filter).map(drop);
+    // Their parser cuts the text wherever a byte is one, and panics within any other character.
+    let is_written = if filter.is_ascii() {
+        builder().parse(filter).map(drop).map_err(|error| error.to_string())
+    } else {
+        Err("it has characters other than ASCII's".to_owned())
+    };
     is_written.map_err(|error| format!("write a filter as `info` or `info,millrace_worker=debug`: {error}"))
 }
 
 /// The AMQP library logs whole returned messages, and reports its errors to us as well; ONNX Runtime narrates every graph transformation
 /// at INFO. What the filter says of them itself comes later and wins. A panic is told whatever it says.
 fn parsed(filter: &str) -> EnvFilter {
+    // The environment's is not checked; what is wrong with it is left out, and said.
+    let filter = filter.replace(|character: char| !character.is_ascii(), "?");
     builder().parse_lossy(format!("lapin=off,ort=warn,{filter},{PANICS}=error"))
 }
 
@@ -125,4 +132,16 @@ fn now() -> String {
     // Text takes all.
     let _ = SystemTime.format_time(&mut Writer::new(&mut text));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check_filter, parsed};
+
+    #[test]
+    fn a_filter_beyond_ascii_is_refused_and_left_out_of_the_environments() {
+        let filter = "info,ΤΤin[S[{[?=1}";
+        assert!(check_filter(filter).unwrap_err().contains("ASCII"));
+        assert!(parsed(filter).to_string().contains("info"));
+    }
 }

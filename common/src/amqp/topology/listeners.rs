@@ -1,5 +1,6 @@
 //! Queues that one process reads: its replies, and what it hears.
 
+use super::super::connection::Generation;
 use super::{Argument, Binding, Queue, QueueKind, Topology, arguments, durable, text};
 use crate::config::sections::Topology as Settings;
 
@@ -59,5 +60,24 @@ impl Topology {
             queues: vec![Queue { name, kind: QueueKind::Exclusive, arguments }],
             ..Self::default()
         }
+    }
+
+    /// The same on one connection of the process: its exclusive queues are named after it, for the broker may still hold those of the
+    /// connection before. It does until it notices that that one is gone, and RabbitMQ 4 until the node is back that they were on.
+    pub(in crate::amqp) fn on_connection(&self, generation: Generation) -> Self {
+        let mut own = self.clone();
+        for queue in &mut own.queues {
+            queue.name = self.name_on_connection(&queue.name, generation);
+        }
+        for binding in &mut own.bindings {
+            binding.queue = self.name_on_connection(&binding.queue, generation);
+        }
+        own
+    }
+
+    /// What a queue is called there, see [`Topology::on_connection`].
+    pub(in crate::amqp) fn name_on_connection(&self, queue: &str, generation: Generation) -> String {
+        let is_own = |own: &Queue| own.kind == QueueKind::Exclusive && own.name == queue;
+        if self.queues.iter().any(is_own) { format!("{queue}.{generation}") } else { queue.to_owned() }
     }
 }

@@ -115,3 +115,18 @@ fn the_limits_of_a_tier_are_those_of_its_shards_together() {
     assert_eq!(policies[..2].iter().map(limit).collect::<Vec<_>>(), [12_500, 100_000].map(Argument::Number));
     assert!(policies[0].pattern.ends_with("\\.premium(\\.[0-9]+)?$"), "{}", policies[0].pattern);
 }
+
+#[test]
+fn what_is_a_connections_own_is_named_after_it() {
+    let settings = Settings::default();
+    let mut topology = Topology::control_listener(&settings, "millrace.control.a");
+    topology.queues.extend(with_shards(1).queues);
+    topology.bindings.push(binding(REQUEST, QUEUE, "m.premium"));
+    let own = topology.on_connection(2);
+    let names: Vec<_> = own.queues.iter().map(|queue| queue.name.as_str()).collect();
+    assert_eq!(names, ["millrace.control.a.2", QUEUE]);
+    let bound: Vec<_> = own.bindings.iter().map(|binding| binding.queue.as_str()).collect();
+    assert_eq!(bound, names);
+    assert_eq!(topology.name_on_connection("millrace.control.a", 2), names[0]);
+    assert_eq!(topology.name_on_connection(QUEUE, 2), QUEUE);
+}

@@ -111,7 +111,7 @@ impl Broker {
     /// Starts a node, installing RabbitMQ first where there is none, and returns when it serves.
     ///
     /// # Errors
-    /// What [`setup::rabbitmq`] meets; a node that ends or does not serve within 90 s, with the end of its log.
+    /// What [`setup::rabbitmq`] meets; a node that ends, does not serve within 90 s or does not join its cluster, with the end of its log.
     pub fn start(options: BrokerOptions) -> Result<Self> {
         let rabbitmq = match &options.root {
             Some(root) => RabbitMq::in_root(root)?,
@@ -150,6 +150,15 @@ impl Broker {
             management: options.plugins.iter().any(|name| name == "rabbitmq_management"),
         };
         broker.wait_until_ready()?;
+        if let Some(cluster) = &options.cluster {
+            let status = broker.ctl(&["cluster_status"])?;
+            ensure!(
+                status.contains(&cluster.node),
+                "the node did not join {}:\n{}",
+                cluster.node,
+                broker.node.log_tail()
+            );
+        }
         Ok(broker)
     }
 
