@@ -81,7 +81,7 @@ async fn a_worker_that_lost_its_connections_is_back_before_the_broker_has_notice
     // Until two heartbeats have been missed the broker keeps what was that connection's, its control queue too.
     let stack = Stack::new().set("BROKER__HEARTBEAT_SECONDS", "60").model("m", &models::slow(2));
     let proxy = Proxy::before(stack.amqp_url()).await;
-    let _worker = stack.worker_with(&[("MILLRACE_AMQP_URL", proxy.amqp_url())]);
+    let worker = stack.worker_with(&[("MILLRACE_AMQP_URL", proxy.amqp_url())]);
     let client = stack.client().await;
     let infer = async || {
         let row = Array2::<f32>::zeros((1, 4));
@@ -89,7 +89,8 @@ async fn a_worker_that_lost_its_connections_is_back_before_the_broker_has_notice
     };
     infer().await.unwrap();
     proxy.set(Weather { there: Way::Forgotten, back: Way::Forgotten });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let has_lost = |line: &str| line.contains("lost, reconnecting") && line.contains("\"requests\"");
+    eventually("the worker notices", READY, async || worker.stderr().lines().any(has_lost)).await;
     proxy.set(Weather::FAIR);
     // The broker gives the one that is gone its share of them.
     let is_served = async || matches!(tokio::time::timeout(Duration::from_secs(1), infer()).await, Ok(Ok(_)));

@@ -114,15 +114,21 @@ async fn carry(client: TcpStream, broker: TcpStream, weather: &watch::Sender<Wea
     }
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_broker, mut to_broker) = broker.into_split();
-    tokio::select! {
-        () = one_way(&mut from_client, &mut to_broker, weather.subscribe(), |weather| weather.there) => {}
-        () = one_way(&mut from_broker, &mut to_client, weather.subscribe(), |weather| weather.back) => {}
-    }
-    if weather.borrow().there == Way::Forgotten {
+    let ending = tokio::select! {
+        ending = one_way(&mut from_client, &mut to_broker, weather.subscribe(), |weather| weather.there) => ending,
+        ending = one_way(&mut from_broker, &mut to_client, weather.subscribe(), |weather| weather.back) => ending,
+    };
+    if ending == Ending::Forgotten {
         drop((from_client, to_client));
         // Ends with the proxy.
         std::future::pending::<()>().await;
     }
+}
+
+#[derive(PartialEq, Eq)]
+enum Ending {
+    Reset,
+    Forgotten,
 }
 
 async fn one_way(
@@ -130,7 +136,7 @@ async fn one_way(
     to: &mut OwnedWriteHalf,
     mut weather: watch::Receiver<Weather>,
     choose: fn(Weather) -> Way,
-) {
+) -> Ending {
     enum Event {
         Read(std::io::Result<usize>),
         Changed(bool),
@@ -149,7 +155,7 @@ async fn one_way(
         }
         let due = late.front().map(|(due, _)| *due);
         if way == Way::Forgotten {
-            return;
+            return Ending::Forgotten;
         }
         // Nothing overtakes what is late, whatever the weather has become; and only so much is under way.
         let reads = way != Way::BlackHole
@@ -165,11 +171,11 @@ async fn one_way(
                 let Some((_, bytes)) = late.pop_front() else { continue };
                 match to.write_all(&bytes).await {
                     Ok(()) => continue,
-                    Err(_) => return,
+                    Err(_) => return Ending::Reset,
                 }
             }
             Event::Read(Ok(length @ 1..)) => length,
-            Event::Read(_) | Event::Changed(false) => return,
+            Event::Read(_) | Event::Changed(false) => return Ending::Reset,
         };
         let bytes = &buffer[..length.min(left)];
         let written = match way {
@@ -187,7 +193,7 @@ async fn one_way(
             left -= bytes.len();
         }
         if written.is_err() || left == 0 {
-            return;
+            return Ending::Reset;
         }
     }
 }
@@ -274,5 +280,21 @@ mod tests {
         // A reset may take with it what had arrived.
         assert!(got.len() <= 3, "{got:?}");
         assert!(round_trip(&mut stream).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_forgotten_on_one_side_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Proxy::before(&format!("amqp://a:b@{}/x", listener.local_addr().unwrap())).await;
+        let address = proxy.amqp_url().strip_prefix("amqp://a:b@").unwrap().strip_suffix("/x").unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (mut broker, _) = listener.accept().await.unwrap();
+        client.write_all(b"h").await.unwrap();
+        assert_eq!(broker.read_u8().await.unwrap(), b'h');
+        proxy.set(Weather { there: Way::Forgotten, back: Way::Forgotten });
+        assert!(client.read_u8().await.is_err());
+        proxy.set(Weather::FAIR);
+        let silence = tokio::time::timeout(Duration::from_millis(200), broker.read_u8()).await;
+        assert!(silence.is_err(), "{silence:?}");
     }
 }

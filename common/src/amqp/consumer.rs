@@ -209,14 +209,14 @@ impl<A: Accept> Session<A> {
         let channel = link.connection.create_channel().await?;
         let mut following = subscription.demand.clone();
         let demand = *following.borrow_and_update();
-        let name = self.topology.name_on_connection(&subscription.queue, link.generation);
-        let stream = consume(&channel, &name, demand, subscription.is_stream).await?;
+        let declared_as = self.topology.name_on_connection(&subscription.queue, link.generation);
+        let stream = consume(&channel, &declared_as, demand, subscription.is_stream).await?;
         let ledger = Ledger::new(channel.clone(), link.generation, demand.prefetch, Arc::clone(waiting));
         Ok(Forwarder {
             channel,
             stream,
             queue: Arc::clone(&subscription.queue),
-            name,
+            declared_as,
             demand,
             following: Some(following),
             ledger,
@@ -247,10 +247,10 @@ async fn consume(
 struct Forwarder {
     channel: lapin::Channel,
     stream: lapin::Consumer,
-    /// The queue as its owner knows it.
+    /// As its subscription names it.
     queue: Arc<str>,
-    /// The queue as the broker knows it.
-    name: String,
+    /// As the broker does.
+    declared_as: String,
     demand: Demand,
     /// `None` once its owner will send nothing more.
     following: Option<watch::Receiver<Demand>>,
@@ -331,7 +331,7 @@ impl Forwarder {
     /// moment both are served.
     async fn resubscribe(&mut self, demand: Demand) -> lapin::Result<()> {
         debug!(queue = %self.queue, ?demand, "consuming anew");
-        let stream = consume(&self.channel, &self.name, demand, false).await?;
+        let stream = consume(&self.channel, &self.declared_as, demand, false).await?;
         let mut former = std::mem::replace(&mut self.stream, stream);
         self.demand = demand;
         self.ledger.resize(demand.prefetch);

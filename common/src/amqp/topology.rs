@@ -60,7 +60,7 @@ pub enum QueueKind {
     Quorum,
     /// One replica, durable.
     Classic,
-    /// One connection's, and gone with it.
+    /// For one connection alone, and named after it where it is consumed.
     Exclusive,
     /// A log that every consumer reads from where it likes.
     Stream,

@@ -53,21 +53,21 @@ fn builder() -> Builder {
 /// # Errors
 /// What is wrong with it.
 pub fn check_filter(filter: &str) -> Result<(), String> {
-    // Their parser cuts the text wherever a byte is one, and panics within any other character.
-    let is_written = if filter.is_ascii() {
-        builder().parse(filter).map(drop).map_err(|error| error.to_string())
-    } else {
-        Err("it has characters other than ASCII's".to_owned())
-    };
+    let is_written = builder().parse(trimmed(filter)).map(drop);
     is_written.map_err(|error| format!("write a filter as `info` or `info,millrace_worker=debug`: {error}"))
 }
 
 /// The AMQP library logs whole returned messages, and reports its errors to us as well; ONNX Runtime narrates every graph transformation
 /// at INFO. What the filter says of them itself comes later and wins. A panic is told whatever it says.
 fn parsed(filter: &str) -> EnvFilter {
-    // The environment's is not checked; what is wrong with it is left out, and said.
-    let filter = filter.replace(|character: char| !character.is_ascii(), "?");
-    builder().parse_lossy(format!("lapin=off,ort=warn,{filter},{PANICS}=error"))
+    builder().parse_lossy(format!("lapin=off,ort=warn,{},{PANICS}=error", trimmed(filter)))
+}
+
+/// Without spaces around its parts: their parser counts from the first that is none, and cuts the text as if it had counted from its
+/// beginning. `info, debug` named a target so, and what has not only ASCII was cut within a character: a panic.
+fn trimmed(filter: &str) -> String {
+    let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
+    parts.join(",")
 }
 
 /// Starts logging. `RUST_LOG` overrides the configured filter. A second call changes nothing. No line waits for its reader.
@@ -139,9 +139,12 @@ mod tests {
     use super::{check_filter, parsed};
 
     #[test]
-    fn a_filter_beyond_ascii_is_refused_and_left_out_of_the_environments() {
-        let filter = "info,ΤΤin[S[{[?=1}";
-        assert!(check_filter(filter).unwrap_err().contains("ASCII"));
-        assert!(parsed(filter).to_string().contains("info"));
+    fn spaces_around_a_filters_parts_do_not_matter() {
+        for filter in ["info, ΤΤ=debug", " info ,ΤΤ=debug"] {
+            assert_eq!(check_filter(filter), Ok(()));
+            let parsed = parsed(filter).to_string();
+            let parts: Vec<&str> = parsed.split(',').collect();
+            assert!(parts.contains(&"ΤΤ=debug") && parts.contains(&"info"), "{parsed}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::output;
 /// Compare what is on the broker with what should be
 ///
 /// Prints one line a difference: `+` is missing on the broker, `-` is there and should not be, `~` is there and differs
-/// (wanted after the arrow). Reply queues and status listeners come and go with their users and are left out.
+/// (wanted after the arrow). Reply queues and what listens to statuses and cancellations come and go with their users and are left out.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {

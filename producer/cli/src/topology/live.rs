@@ -76,12 +76,11 @@ impl Live {
     fn keep(&mut self, prefix: &str) {
         let names = Names::new(prefix);
         let all = format!("{prefix}.");
-        // One reply queue a client, one status listener a process.
-        let (replies, listeners) =
-            (format!("{}.", names.reply_exchange()), format!("{}.", names.status_exchange()));
-        let is_own = |name: &str| {
-            name.starts_with(&all) && !name.starts_with(&replies) && !name.starts_with(&listeners)
-        };
+        // A process's own queues: its replies, and what it hears.
+        let exchanges = [names.reply_exchange(), names.status_exchange(), names.control_exchange()];
+        let passing = exchanges.map(|exchange| format!("{exchange}."));
+        let is_own =
+            |name: &str| name.starts_with(&all) && !passing.iter().any(|passing| name.starts_with(passing));
         self.exchanges.retain(|exchange| is_own(&exchange.name));
         self.queues.retain(|queue| is_own(&queue.name));
         // The default exchange binds every queue by itself.
@@ -150,6 +149,7 @@ pub(super) mod tests {
                 "millrace.request.m.free",
                 "millrace.reply.a.b",
                 "millrace.status.1",
+                "millrace.control.1.1",
                 "other",
                 "millraces.x",
             ]
