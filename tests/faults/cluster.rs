@@ -66,6 +66,7 @@ async fn leaders_and_followers_may_die() {
     };
     let trial = Trial::begin("cluster", &stack, client().await, PLAN).await;
     trial.load().flows(SOME).await;
+    let canceller = client().await;
     for (what, number) in [("leader", 0), ("follower", 2), ("another", 1)] {
         let (tell, is_over) = watch::channel(false);
         let watching = tokio::spawn(longest_stall(client().await, is_over));
@@ -76,6 +77,8 @@ async fn leaders_and_followers_may_die() {
             node
         });
         let mut node = node.await.unwrap();
+        let is_told = async || canceller.cancel(["nobody's".to_owned()]).await.is_ok();
+        eventually("workers are told of cancellations", STALL, is_told).await;
         trial.load().flows(SOME).await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         tell.send(true).unwrap();
@@ -89,6 +92,7 @@ async fn leaders_and_followers_may_die() {
         nodes.insert(number, node.await.unwrap());
         trial.load().flows(SOME).await;
     }
+    canceller.close().await;
     // Without a majority nothing is taken; what was taken is still there when it comes back. A client that meets a leader which is dead is
     // served by the next one, while the dead one stays so.
     let dead = leader(&nodes, &format!("{}.request.m.premium", stack.prefix()));
