@@ -17,6 +17,8 @@ use crate::MACHINE;
 /// confirms for seconds: free traffic floods, premium is the least.
 const TIERS: [(&str, f64, usize); 3] =
     [("premium", 8.0, 1600), ("enterprise", 4.0, 1800), ("free", 1.0, 3000)];
+/// What is in flight at the end takes half a minute on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(300);
 const SETTLE: Duration = Duration::from_secs(4);
 const MEASURE: Duration = Duration::from_secs(8);
 const BATCH: u64 = 4;
@@ -24,9 +26,8 @@ const ATTEMPTS: usize = 4;
 
 async fn flood(client: &Client, tier: &str, in_flight: usize, answered: &AtomicUsize, is_over: &AtomicBool) {
     let row = Array2::from_elem((1, 4), 1.0f32);
-    let requests =
-        std::iter::repeat_with(|| Request::new("slow").tier(tier).input_array("x", row.view()).unwrap());
-    let requests = requests.take_while(|_| !is_over.load(Ordering::Relaxed));
+    let request = || Request::new("slow").tier(tier).deadline(PATIENCE).input_array("x", row.view()).unwrap();
+    let requests = std::iter::repeat_with(request).take_while(|_| !is_over.load(Ordering::Relaxed));
     let mut results = client.stream(stream::iter(requests), in_flight);
     while let Some((_, result)) = results.next().await {
         result.unwrap();
