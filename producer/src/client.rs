@@ -264,15 +264,15 @@ impl Client {
     /// turn comes; those that run already, or have run, are not touched. Dropping a [`Handle`] does the same for its request.
     ///
     /// # Errors
-    /// [`Error::UnknownOutcome`] when it is not known whether all workers are told.
+    /// [`Error::UnknownOutcome`] when it is not known whether all workers are told that the broker reaches.
     pub async fn cancel(&self, ids: impl IntoIterator<Item = String>) -> Result<(), Error> {
         let exchange = self.inner.names.control_exchange().into();
         let ids: Vec<String> = ids.into_iter().collect();
         for some in ids.chunks(MAX_IDS) {
             let user = self.inner.reply_key.user();
             let outcome = cancel::publish(&self.inner.publisher, &exchange, user, some.to_vec()).await;
-            // Without a worker nobody is told, and nobody runs anything. Control queues are never full: one that refuses was on a node that
-            // is down, where nobody reads it, and all others have it.
+            // Without a worker nobody is told, and nobody runs anything. Control queues drop their oldest message where they are full: one
+            // that refuses cannot be reached, mostly for being on a node that is down, and all others have it.
             if !matches!(outcome, Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused) {
                 return Err(Error::UnknownOutcome {
                     reason: format!("the cancellation was not confirmed: {outcome:?}"),

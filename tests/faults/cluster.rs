@@ -77,7 +77,8 @@ async fn leaders_and_followers_may_die() {
             node
         });
         let mut node = node.await.unwrap();
-        let is_told = async || canceller.cancel(["nobody's".to_owned()]).await.is_ok();
+        let cancel = || canceller.cancel(["nobody's".to_owned()]);
+        let is_told = async || matches!(tokio::time::timeout(STALL, cancel()).await, Ok(Ok(())));
         eventually("workers are told of cancellations", STALL, is_told).await;
         trial.load().flows(SOME).await;
         tokio::time::sleep(Duration::from_secs(3)).await;

@@ -105,8 +105,8 @@ async fn accept(listener: TcpListener, target: String, weather: Arc<watch::Sende
     }
 }
 
-/// Carries until one side ends or the weather cuts the connection. Then both are reset, as by a machine that is gone: what was under
-/// way is lost.
+/// Carries until one side ends or the weather cuts the connection. Then both are reset, as by a machine that is gone, unless the broker is
+/// not to know: what was under way is lost.
 async fn carry(client: TcpStream, broker: TcpStream, weather: &watch::Sender<Weather>) {
     for stream in [&client, &broker] {
         let _ = stream.set_nodelay(true);

@@ -39,7 +39,8 @@ pub struct Message {
 pub enum Outcome {
     /// The broker has taken responsibility.
     Confirmed,
-    /// The broker refused it (a full queue with `reject-publish`). It is nowhere.
+    /// The broker refused it: a queue is full, with `reject-publish`, or cannot be reached. It is nowhere, but in the other queues where
+    /// several are bound for its key.
     Refused,
     /// No queue is bound for its key. It is nowhere.
     Unroutable,
