@@ -139,9 +139,7 @@ async fn the_pace_is_back_soon_after_a_crash() {
     let _workers = [stack.worker(), stack.worker()];
     let trial = Trial::begin("pace after a crash", &stack, stack.client().await, Plan::SINGLE).await;
     trial.load().flows(500).await;
-    let before = trial.load().ended();
-    tokio::time::sleep(NORMAL).await;
-    let normal = (trial.load().ended() - before) as f64 / NORMAL.as_secs_f64();
+    let normal = trial.load().pace(NORMAL).await;
     let restarted = tokio::task::spawn_blocking(move || {
         broker.kill().unwrap();
         broker.start_again().unwrap();
@@ -152,9 +150,7 @@ async fn the_pace_is_back_soon_after_a_crash() {
     let first = trial.load().flows(1).await;
     let mut paces = Vec::new();
     while opened.elapsed() < Duration::from_secs(20) {
-        let before = trial.load().ended();
-        tokio::time::sleep(SECOND).await;
-        paces.push((trial.load().ended() - before) as f64 / normal);
+        paces.push(trial.load().pace(SECOND).await / normal);
     }
     let listed: Vec<String> = paces.iter().map(|pace| format!("{pace:.2}")).collect();
     say(format_args!(

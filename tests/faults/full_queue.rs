@@ -98,6 +98,18 @@ async fn a_retry_into_a_full_tier_queue_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_listener_that_takes_nothing_costs_its_workers_no_channel() {
+    let stack = Stack::new().config("m", ONE_INSTANCE).model("m", &models::scale(1.0));
+    let _first = stack.worker();
+    let foreign = Foreign::idle(stack.amqp_url(), stack.prefix()).await;
+    foreign.bind_full("status", "#").await;
+    // Nothing that this one announces every second is taken; two seconds are the patience with such a queue.
+    let worker = stack.talkative_worker("w");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!worker.stderr().contains("another channel"), "{}", worker.stderr());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_takes_nothing_has_another_channel_tried_and_harms_no_other() {
     let broker = Broker::start(BrokerOptions { plugins: Vec::new(), ..BrokerOptions::default() }).unwrap();
     let stack = Stack::on(&broker.amqp_url()).config("m", ONE_INSTANCE).model("m", &models::scale(1.0));

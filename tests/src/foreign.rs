@@ -184,10 +184,21 @@ impl Foreign {
 
     /// Has a copy of what an exchange gets under such keys put into a queue of this connection; returns the queue's name without the prefix.
     pub async fn tap(&self, exchange: &str, pattern: &str) -> String {
+        self.bind(exchange, pattern, FieldTable::default()).await
+    }
+
+    /// Binds a queue that refuses whatever comes.
+    pub async fn bind_full(&self, exchange: &str, pattern: &str) {
+        let mut full = FieldTable::default();
+        full.insert("x-max-length".into(), AMQPValue::LongInt(0));
+        full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        self.bind(exchange, pattern, full).await;
+    }
+
+    async fn bind(&self, exchange: &str, pattern: &str, mut arguments: FieldTable) -> String {
         let tap = format!("tap.{}", uuid::Uuid::new_v4().simple());
         let (queue, exchange) = (format!("{}.{tap}", self.prefix), format!("{}.{exchange}", self.prefix));
         let options = QueueDeclareOptions::durable();
-        let mut arguments = FieldTable::default();
         arguments.insert("x-expires".into(), AMQPValue::LongInt(60_000));
         self.channel.queue_declare(queue.as_str().into(), options, arguments).await.expect("a queue");
         let options = QueueBindOptions::default();

@@ -130,6 +130,13 @@ impl Load {
         started.elapsed()
     }
 
+    /// Requests that end in a second, over such a time from now.
+    pub async fn pace(&self, over: Duration) -> f64 {
+        let before = self.ended();
+        tokio::time::sleep(over).await;
+        (self.ended() - before) as f64 / over.as_secs_f64()
+    }
+
     /// What ends the load when it is dropped.
     pub fn over(&self) -> Over {
         self.over.clone()

@@ -36,6 +36,7 @@ pub(super) struct Session {
 /// A publish that has an end. Its share of the budget has been given back.
 struct Published {
     place: Place,
+    is_mandatory: bool,
     message_id: Option<String>,
     outcome: oneshot::Sender<Outcome>,
     result: Result<Confirmation, Outcome>,
@@ -153,13 +154,14 @@ fn start(channel: Arc<Channel>, outgoing: Outgoing) -> BoxFuture<'static, Publis
     Box::pin(async move {
         let message_id = message.properties.message_id().map(str::to_owned);
         let routing_key = ShortString::try_new(message.routing_key).unwrap_or_default();
+        let is_mandatory = message.mandatory;
         let (place, bytes) = (Place { exchange: message.exchange, routing_key }, message.body.len());
         let publishing = async {
             let confirm = channel
                 .basic_publish(
                     ShortString::from(&*place.exchange),
                     place.routing_key.clone(),
-                    BasicPublishOptions { mandatory: message.mandatory, immediate: false },
+                    BasicPublishOptions { mandatory: is_mandatory, immediate: false },
                     &message.body,
                     message.properties.into_lapin(),
                 )
@@ -173,7 +175,7 @@ fn start(channel: Arc<Channel>, outgoing: Outgoing) -> BoxFuture<'static, Publis
             forbidden.map_or(Outcome::Unknown(text), Outcome::Forbidden)
         });
         drop(budget);
-        Published { place, message_id, outcome, result }
+        Published { place, is_mandatory, message_id, outcome, result }
     })
 }
 
@@ -218,7 +220,7 @@ impl Answers {
     }
 
     fn note(&mut self, published: Published) {
-        let Published { place, message_id, outcome, result } = published;
+        let Published { place, is_mandatory, message_id, outcome, result } = published;
         let id = |returned: Option<lapin::message::BasicReturnMessage>| {
             returned
                 .map(|message| message.properties.message_id().clone().map_or_else(String::new, String::from))
@@ -226,7 +228,11 @@ impl Answers {
         let (carried, waiting) = match result {
             Ok(Confirmation::Ack(returned)) => (id(returned), Some((place, outcome))),
             Ok(Confirmation::Nack(returned)) => {
-                self.refusals.refused(place, Instant::now());
+                // What is told to whoever listens goes to many queues, of which one may refuse for as long as its node is down. The others
+                // have it, and on another channel it is the same.
+                if is_mandatory {
+                    self.refusals.refused(place, Instant::now());
+                }
                 say(outcome, Outcome::Refused);
                 (id(returned), None)
             }

@@ -54,7 +54,9 @@ impl Topology {
     pub fn control_listener(settings: &Settings, queue: &str) -> Self {
         let exchange = settings.names().control_exchange();
         let name = queue.to_owned();
-        let arguments = arguments([("x-max-length", Argument::Number(10_000))]);
+        // The overflow is the default one, which no policy can change where it is given.
+        let arguments =
+            arguments([("x-max-length", Argument::Number(10_000)), ("x-overflow", text("drop-head"))]);
         Self {
             bindings: vec![Binding { exchange, queue: name.clone(), routing_key: String::new() }],
             queues: vec![Queue { name, kind: QueueKind::Exclusive, arguments }],
