@@ -202,10 +202,7 @@ fn configuration(ports: &Ports, options: &BrokerOptions) -> String {
     }
     if let Some(cluster) = &options.cluster {
         lines.push("cluster_formation.peer_discovery_backend = classic_config".to_owned());
-        // Since 3.13 a node that does not find itself in the list stays alone.
-        for (number, node) in [(1, &cluster.node), (2, &node_name(ports))] {
-            lines.push(format!("cluster_formation.classic_config.nodes.{number} = {node}"));
-        }
+        lines.push(format!("cluster_formation.classic_config.nodes.1 = {}", cluster.node));
     }
     lines.extend(options.config.iter().cloned());
     lines.push(String::new());
