@@ -1,12 +1,11 @@
 //! A client of our library.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use anyhow::Result;
 use millrace_producer::{Client, Code, Config, Error, Request};
 
-use super::{Arrivals, Fate, Spec};
+use super::{Arrivals, Fate, Spec, served};
 use crate::workload::Workload;
 
 /// The configuration of a client of one stack.
@@ -60,9 +59,8 @@ impl Library {
         }
         let response = handle.outcome().await?;
         let timing = response.timing();
-        let model =
-            Duration::from_micros(timing.infer_us) / u32::try_from(timing.batch_size.max(1)).unwrap_or(1);
-        Ok(Fate::Served { model, batch: timing.batch_size })
+        let in_worker = timing.queue_us + timing.batch_us + timing.infer_us;
+        Ok(served(in_worker, timing.infer_us, timing.batch_size))
     }
 
     pub(super) async fn close(&self) {

@@ -72,8 +72,9 @@ pub(crate) struct Spec {
 /// How a request ended.
 #[derive(Clone, Debug)]
 pub(crate) enum Fate {
-    /// With a result; its share of the model's time, and the rows of its batch.
-    Served { model: Duration, batch: u64 },
+    /// With a result; its time from the worker's intake to the model's outputs, its share of the model's time, and the rows of its
+    /// batch.
+    Served { in_worker: Duration, model: Duration, batch: u64 },
     /// The broker, or the client's gate for it, said that there is no room.
     Refused,
     /// Its deadline passed.
@@ -84,4 +85,14 @@ pub(crate) enum Fate {
     Unanswered,
     /// This generator had too many open to send it.
     Unsent,
+}
+
+/// What a reply says of its time, in microseconds.
+fn served(in_worker_us: u64, infer_us: u64, batch: u64) -> Fate {
+    let batch = batch.max(1);
+    Fate::Served {
+        in_worker: Duration::from_micros(in_worker_us),
+        model: Duration::from_micros(infer_us / batch),
+        batch,
+    }
 }

@@ -18,8 +18,6 @@ pub(crate) struct Counts {
     pub(crate) unsent: u64,
     /// Of the expired: told so before their deadline.
     pub(crate) early_expiries: u64,
-    /// Of the served: run only after their deadline, as far as can be told from here. The way back counts as lateness.
-    pub(crate) late_starts: u64,
 }
 
 impl Counts {
@@ -53,6 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) latencies_us: Vec<(u64, u64)>,
     /// Microseconds from the intended to the actual send time, and how often.
     pub(crate) lags_us: Vec<(u64, u64)>,
+    /// Microseconds of the served from the worker's intake to the model's outputs, and how often.
+    pub(crate) in_worker_us: Vec<(u64, u64)>,
     pub(crate) windows: Vec<Window>,
     /// The model's time for results that came in the counted time.
     pub(crate) model_s: f64,
@@ -72,6 +72,11 @@ impl Outcome {
     /// A quantile of the latency in milliseconds.
     pub(crate) fn latency_ms(&self, quantile: f64) -> f64 {
         quantile_ms(&self.latencies_us, quantile)
+    }
+
+    /// A quantile of the time in the worker in milliseconds.
+    pub(crate) fn in_worker_ms(&self, quantile: f64) -> f64 {
+        quantile_ms(&self.in_worker_us, quantile)
     }
 
     /// A quantile of the generator's lag in milliseconds.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -13,14 +13,14 @@ use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOpti
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use millrace_common::amqp::connection::Connector;
-use millrace_common::amqp::message::{ReplyKey, header, now_ms};
+use millrace_common::amqp::message::{ReplyKey, header};
 use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
 use millrace_common::protocol::codec::{Encoding, encode_request};
 use millrace_common::tier::Tier;
 use millrace_producer::{InferRequest, Parameter};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Fate, Spec, config};
+use super::{Fate, Spec, config, served};
 
 /// Publishes without the broker's word at a time: a client that takes on more only queues them up itself.
 const UNCONFIRMED: usize = 512;
@@ -115,12 +115,14 @@ impl Raw {
         fate
     }
 
+    /// Its identity says when it was really sent: process, microseconds since the epoch, number.
     async fn publish(&self, number: u64) -> lapin::Result<Confirmation> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut headers = self.headers.clone();
-        let now = i64::try_from(now_ms()).unwrap_or(i64::MAX).saturating_add(self.skew_ms);
-        headers.insert(header::PUBLISHED_MS.into(), AMQPValue::LongLongInt(now));
-        let id = format!("{:08x}-{number}", std::process::id());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let told = i64::try_from(now.as_millis()).unwrap_or(i64::MAX).saturating_add(self.skew_ms);
+        headers.insert(header::PUBLISHED_MS.into(), AMQPValue::LongLongInt(told));
+        let id = format!("{:08x}-{}-{number}", std::process::id(), now.as_micros());
         let properties = self.properties.clone().with_message_id(id.into()).with_headers(headers);
         let (exchange, key) = (self.exchange.clone(), self.routing_key.clone());
         self.channel.basic_publish(exchange, key, options, &self.body, properties).await?.await
@@ -158,9 +160,8 @@ fn fate(delivery: &Delivery) -> Fate {
     match value(delivery, header::STATUS) {
         Some(AMQPValue::LongString(status)) => match status.to_string().as_str() {
             "ok" => {
-                let batch = count(header::BATCH_SIZE).max(1);
-                let model = Duration::from_micros(count(header::INFER_US) / batch);
-                Fate::Served { model, batch }
+                let [queue, batch, infer] = [header::QUEUE_US, header::BATCH_US, header::INFER_US].map(count);
+                served(queue + batch + infer, infer, count(header::BATCH_SIZE))
             }
             "deadline_exceeded" => Fate::Expired,
             "overloaded" => Fate::Refused,

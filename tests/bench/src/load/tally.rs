@@ -34,6 +34,7 @@ pub(super) struct Tally {
     in_time: u64,
     latencies: Histogram<u64>,
     lags: Histogram<u64>,
+    in_worker: Histogram<u64>,
     windows: Vec<Histogram<u64>>,
     model: Duration,
     batches: u64,
@@ -54,6 +55,7 @@ impl Tally {
             in_time: 0,
             latencies: histogram(),
             lags: histogram(),
+            in_worker: histogram(),
             windows: Vec::new(),
             model: Duration::ZERO,
             batches: 0,
@@ -74,7 +76,7 @@ impl Tally {
 
     pub(super) fn add(&mut self, ended: Ended) {
         let now = Instant::now();
-        if let Fate::Served { model, batch } = ended.fate
+        if let Fate::Served { model, batch, .. } = ended.fate
             && (self.is_burst || (self.start..self.end).contains(&now))
         {
             self.answers += 1;
@@ -90,10 +92,8 @@ impl Tally {
             self.lags.saturating_record(micros(ended.sent.saturating_duration_since(ended.intended)));
         }
         match ended.fate {
-            Fate::Served { model, batch } => {
-                let run = model * u32::try_from(batch).unwrap_or(1);
-                let until_start = (now - ended.sent).saturating_sub(run);
-                self.counts.late_starts += u64::from(until_start > self.deadline);
+            Fate::Served { in_worker, .. } => {
+                self.in_worker.saturating_record(micros(in_worker));
                 self.served(ended.intended, now);
             }
             Fate::Refused => self.counts.refused += 1,
@@ -129,6 +129,7 @@ impl Tally {
             in_time: self.in_time,
             latencies_us: sparse(&self.latencies),
             lags_us: sparse(&self.lags),
+            in_worker_us: sparse(&self.in_worker),
             windows: self.windows(),
             model_s: self.model.as_secs_f64(),
             batch: self.batches as f64 / self.answers.max(1) as f64,

@@ -1,12 +1,12 @@
 //! Requesters whose clocks differ from the worker's: nothing may expire too early for it, and next to nothing start too late.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
 
 use crate::cli::Scenario;
 use crate::context::Context;
-use crate::load::{Arrivals, ClientKind, Outcome};
+use crate::load::{Arrivals, ClientKind, Counts, Outcome};
 use crate::report::{Section, Spread};
 use crate::stack::Stack;
 use crate::workload::{Model, Workload};
@@ -47,19 +47,20 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     let results = context.alternate("skew", &cases, Case::name, |case, run| measure(context, *case, run))?;
     let mut section = Section::new(Scenario::Skew, context);
     let rows = cases.iter().zip(&results).map(|(case, runs)| {
-        let sum = |count: fn(&Outcome) -> u64| runs.iter().map(count).sum::<u64>();
-        let served = sum(|run| run.counts.served);
-        let late = sum(|run| run.counts.late_starts);
+        let sum = |count: fn(&Counts) -> u64| runs.iter().map(|run| count(&run.outcome.counts)).sum::<u64>();
+        let [run, late] = [|starts: &Starts| starts.all, |starts: &Starts| starts.late]
+            .map(|count| runs.iter().map(|run| count(&run.starts)).sum::<u64>());
         vec![
             case.name(),
-            sum(|run| run.counts.offered).to_string(),
-            served.to_string(),
-            sum(|run| run.counts.refused).to_string(),
-            sum(|run| run.counts.expired).to_string(),
-            sum(|run| run.counts.early_expiries).to_string(),
-            format!("{late} ({:.2} %)", 100.0 * late as f64 / served.max(1) as f64),
-            sum(|run| run.counts.unanswered).to_string(),
-            Spread::of(runs, |run| run.latency_ms(0.99)).text(0),
+            sum(|counts| counts.offered).to_string(),
+            sum(|counts| counts.served).to_string(),
+            sum(|counts| counts.refused).to_string(),
+            sum(|counts| counts.expired).to_string(),
+            sum(|counts| counts.early_expiries).to_string(),
+            format!("{late} ({:.2} %)", 100.0 * late as f64 / run.max(1) as f64),
+            Spread::of(runs, |run| run.starts.latest.as_secs_f64() * 1e3).text(0),
+            sum(|counts| counts.unanswered).to_string(),
+            Spread::of(runs, |run| run.outcome.latency_ms(0.99)).text(0),
         ]
     });
     section.table(
@@ -70,7 +71,8 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
             "refused",
             "expired",
             "of them too early",
-            "served, but started after the deadline",
+            "started after the deadline",
+            "latest start, ms after publishing",
             "unanswered",
             "p99 ms of the served",
         ],
@@ -79,9 +81,55 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     Ok(Some(section))
 }
 
-fn measure(context: &Context, case: Case, run: u64) -> Result<Outcome> {
+/// What the client saw, and what the worker did.
+struct Measured {
+    outcome: Outcome,
+    starts: Starts,
+}
+
+/// Requests that the model has run, the warm-up's included.
+#[derive(Default)]
+struct Starts {
+    all: u64,
+    /// Of them: begun later than their deadline, by the clock that client and worker really share.
+    late: u64,
+    /// Longest time from publishing to the begin of the batch.
+    latest: Duration,
+}
+
+impl Starts {
+    /// Reads when each request was begun from the worker's log, and when it was sent from its identity.
+    fn of(log: &str) -> Self {
+        let mut starts = Self::default();
+        for waited in log.lines().filter_map(waited) {
+            starts.all += 1;
+            starts.late += u64::from(waited > DEADLINE);
+            starts.latest = starts.latest.max(waited);
+        }
+        starts
+    }
+}
+
+/// From sending to the begin of the batch, by a line of the worker's access log; nothing for what the model did not run, for other
+/// clients' requests, and for other lines.
+fn waited(line: &str) -> Option<Duration> {
+    let field = |name: &str| {
+        let (_, value) = line.split_once(&format!(" {name}="))?;
+        Some(value.split(' ').next()?.trim_matches('"'))
+    };
+    let micros = |text: &str| text.parse().ok().map(Duration::from_micros);
+    let [_process, sent, _number] = field("id")?.split('-').collect::<Vec<_>>().try_into().ok()?;
+    if field("outcome")? != "ok" {
+        return None;
+    }
+    let written = humantime::parse_rfc3339(line.split(' ').next()?).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let arrived = written.checked_sub(micros(field("total_us")?)?)?;
+    Some((arrived + micros(field("queue_us")?)?).saturating_sub(micros(sent)?))
+}
+
+fn measure(context: &Context, case: Case, run: u64) -> Result<Measured> {
     let mut stack = Stack::new(context, "skew", Workload::of(MODEL))?;
-    stack.start_worker(&[])?;
+    stack.start_worker(&[("MILLRACE__FEATURES__ACCESS_LOG", "true")])?;
     let capacity = stack.capacity()?;
     stack.limit_queues(((capacity * QUEUE_TIME.as_secs_f64()) as u64).max(64))?;
     let mut spec = stack.spec("free", Arrivals::Poisson { per_second: capacity * case.factor });
@@ -89,7 +137,15 @@ fn measure(context: &Context, case: Case, run: u64) -> Result<Outcome> {
     (spec.deadline, spec.give_up) = (DEADLINE, GIVE_UP);
     spec.skew_ms = case.skew_minutes * 60_000;
     let outcome = stack.run(vec![spec])?.outcomes.remove(0);
+    let starts = Starts::of(&stack.workers[0].stderr());
     stack.stop()?;
-    eprintln!("  {:?}", outcome.counts);
-    Ok(outcome)
+    anyhow::ensure!(starts.all >= outcome.counts.served, "the worker's log lacks requests that were served");
+    eprintln!(
+        "  {:?}, {} of {} started late, the latest after {:.0} ms",
+        outcome.counts,
+        starts.late,
+        starts.all,
+        starts.latest.as_secs_f64() * 1e3
+    );
+    Ok(Measured { outcome, starts })
 }

@@ -89,9 +89,11 @@ pub(super) fn flood(context: &Context, case: Case, calm: &Calm, run: u64) -> Res
     let premium = run.outcomes.remove(0);
     for (tier, outcome) in [("premium", &premium), ("free", &free)] {
         eprintln!(
-            "  {tier} p50 / p99 {:.1} / {:.1} ms, {:.0} answers/s, {:?}, lag p99 {:.1} ms{}",
+            "  {tier} p50 / p99 {:.1} / {:.1} ms (in the worker {:.1} / {:.1}), {:.0} answers/s, {:?}, lag p99 {:.1} ms{}",
             outcome.latency_ms(0.5),
             outcome.latency_ms(0.99),
+            outcome.in_worker_ms(0.5),
+            outcome.in_worker_ms(0.99),
             outcome.rate(),
             outcome.counts,
             outcome.lag_ms(0.99),

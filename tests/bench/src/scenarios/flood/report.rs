@@ -13,9 +13,13 @@ use crate::report::{Figure, Section, Spread, cores};
 type Of = fn(&Measured) -> &Outcome;
 type Column = (&'static str, fn(&[Measured]) -> String);
 
-const LATENCY: [Column; 6] = [
+const LATENCY: [Column; 7] = [
     ("premium alone p50 / p99 ms", |runs| both(runs, |run| &run.calm.premium)),
     ("in the flood p50 / p99 ms", |runs| both(runs, |run| &run.premium)),
+    ("of it in the worker", |runs| {
+        let quantile = |quantile: f64| Spread::of(runs, |run| run.premium.in_worker_ms(quantile)).text(1);
+        format!("{} / {}", quantile(0.5), quantile(0.99))
+    }),
     ("p99, times alone", |runs| {
         Spread::of(runs, |run| run.premium.latency_ms(0.99) / run.calm.premium.latency_ms(0.99)).ratio()
     }),
