@@ -92,7 +92,7 @@ fn served(in_worker_us: u64, infer_us: u64, batch: u64) -> Fate {
     let batch = batch.max(1);
     Fate::Served {
         in_worker: Duration::from_micros(in_worker_us),
-        model: Duration::from_micros(infer_us / batch),
+        model: Duration::from_micros(infer_us) / u32::try_from(batch).unwrap_or(u32::MAX),
         batch,
     }
 }

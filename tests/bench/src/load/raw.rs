@@ -160,8 +160,8 @@ fn fate(delivery: &Delivery) -> Fate {
     match value(delivery, header::STATUS) {
         Some(AMQPValue::LongString(status)) => match status.to_string().as_str() {
             "ok" => {
-                let [queue, batch, infer] = [header::QUEUE_US, header::BATCH_US, header::INFER_US].map(count);
-                served(queue + batch + infer, infer, count(header::BATCH_SIZE))
+                let stages = [header::QUEUE_US, header::BATCH_US, header::INFER_US].map(count);
+                served(stages.iter().sum(), stages[2], count(header::BATCH_SIZE))
             }
             "deadline_exceeded" => Fate::Expired,
             "overloaded" => Fate::Refused,

@@ -48,7 +48,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     let mut section = Section::new(Scenario::Skew, context);
     let rows = cases.iter().zip(&results).map(|(case, runs)| {
         let sum = |count: fn(&Counts) -> u64| runs.iter().map(|run| count(&run.outcome.counts)).sum::<u64>();
-        let [run, late] = [|starts: &Starts| starts.all, |starts: &Starts| starts.late]
+        let [started, late] = [|starts: &Starts| starts.all, |starts: &Starts| starts.late]
             .map(|count| runs.iter().map(|run| count(&run.starts)).sum::<u64>());
         vec![
             case.name(),
@@ -57,7 +57,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
             sum(|counts| counts.refused).to_string(),
             sum(|counts| counts.expired).to_string(),
             sum(|counts| counts.early_expiries).to_string(),
-            format!("{late} ({:.2} %)", 100.0 * late as f64 / run.max(1) as f64),
+            format!("{late} ({:.2} %)", 100.0 * late as f64 / started.max(1) as f64),
             Spread::of(runs, |run| run.starts.latest.as_secs_f64() * 1e3).text(0),
             sum(|counts| counts.unanswered).to_string(),
             Spread::of(runs, |run| run.outcome.latency_ms(0.99)).text(0),
