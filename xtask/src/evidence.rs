@@ -19,15 +19,15 @@ use crate::workspace;
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask evidence endurance               half an hour of kills and restarts\n  cargo xtask \
-                        evidence endurance --minutes 120\n  cargo xtask evidence soak --minutes 60"
+                        evidence endurance --minutes 120\n  cargo xtask evidence soak                    an hour"
 )]
 pub(crate) struct Arguments {
     /// What to show
     #[arg(value_enum)]
     name: Evidence,
-    /// How long
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=24 * 60))]
-    minutes: u64,
+    /// How long [default: 32 for endurance and chaos, 60 for soak, 2 for switches]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=24 * 60))]
+    minutes: Option<u64>,
     /// Chooses what is random [default: random]
     #[arg(long)]
     seed: Option<u64>,
@@ -59,6 +59,15 @@ impl Evidence {
         }
     }
 
+    /// So long that its figures count.
+    fn minutes(self) -> u64 {
+        match self {
+            Self::Endurance | Self::Chaos => 32,
+            Self::Soak => 60,
+            Self::Switches => 2,
+        }
+    }
+
     /// What chooses its test alone.
     fn filter(self) -> &'static str {
         match self {
@@ -77,9 +86,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (history, figures) = (folder.join(format!("{name}.jsonl")), folder.join(format!("{name}.txt")));
     fs::write(&figures, "")?;
     eprintln!("History: {}", history.display());
+    let minutes = arguments.minutes.unwrap_or(arguments.name.minutes());
+    eprintln!("It takes about {minutes} minutes");
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let settings: Vec<(&str, OsString)> = vec![
-        (seconds, (arguments.minutes * 60).to_string().into()),
+        (seconds, (minutes * 60).to_string().into()),
         ("MILLRACE_SEED", seed.to_string().into()),
         ("MILLRACE_HISTORY", history.into()),
         ("MILLRACE_FIGURES", figures.clone().into()),
@@ -99,7 +110,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let begun = (printed("date", &["-u", "+%F %H:%M UTC"])?, commit()?);
     let code = run_with(arguments.rabbitmq, &words.map(str::to_owned), &settings)?;
     ensure!(code == ExitCode::SUCCESS, "it failed; nothing is kept in docs/evidence");
-    let entry = entry(arguments, seed, &begun, &fs::read_to_string(figures)?)?;
+    let entry = entry(arguments, minutes, seed, &begun, &fs::read_to_string(figures)?)?;
     let kept = workspace::root().join(format!("docs/evidence/{name}.md"));
     fs::create_dir_all(kept.parent().context("it has a folder")?)?;
     let mut file = OpenOptions::new().create(true).append(true).open(&kept)?;
@@ -111,6 +122,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// What is appended.
 fn entry(
     arguments: &Arguments,
+    minutes: u64,
     seed: u64,
     (begun, commit): &(String, String),
     figures: &str,
@@ -120,8 +132,7 @@ fn entry(
     let broker = if arguments.rabbitmq == RabbitMqVersion::Newest { " --rabbitmq 4.3" } else { "" };
     writeln!(
         entry,
-        "`cargo xtask evidence {name} --minutes {} --seed {seed}{broker}`, {}, begun {begun}.\n",
-        arguments.minutes,
+        "`cargo xtask evidence {name} --minutes {minutes} --seed {seed}{broker}`, {}, begun {begun}.\n",
         machine()?
     )?;
     for line in figures.lines() {
