@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use library::config;
 pub(crate) use outcome::{Counts, Outcome, Window};
 pub(crate) use process::{Generator, serve};
+pub(crate) use raw::sent;
 
 use crate::workload::Workload;
 

@@ -115,14 +115,13 @@ impl Raw {
         fate
     }
 
-    /// Its identity says when it was really sent: process, microseconds since the epoch, number.
     async fn publish(&self, number: u64) -> lapin::Result<Confirmation> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut headers = self.headers.clone();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let told = i64::try_from(now.as_millis()).unwrap_or(i64::MAX).saturating_add(self.skew_ms);
         headers.insert(header::PUBLISHED_MS.into(), AMQPValue::LongLongInt(told));
-        let id = format!("{:08x}-{}-{number}", std::process::id(), now.as_micros());
+        let id = identity(number, now);
         let properties = self.properties.clone().with_message_id(id.into()).with_headers(headers);
         let (exchange, key) = (self.exchange.clone(), self.routing_key.clone());
         self.channel.basic_publish(exchange, key, options, &self.body, properties).await?.await
@@ -131,6 +130,17 @@ impl Raw {
     pub(super) async fn close(&self) {
         let _ = delete_queue(&self.connector, &self.reply_queue).await;
     }
+}
+
+/// Says when it was really sent: process, microseconds since the epoch, number.
+fn identity(number: u64, now: Duration) -> String {
+    format!("{:08x}-{}-{number}", std::process::id(), now.as_micros())
+}
+
+/// When a raw client's request was sent, since the epoch, by its identity; nothing for other clients'.
+pub(crate) fn sent(identity: &str) -> Option<Duration> {
+    let [_process, micros, _number] = identity.split('-').collect::<Vec<_>>().try_into().ok()?;
+    micros.parse().ok().map(Duration::from_micros)
 }
 
 fn body(spec: &Spec) -> Result<(Bytes, i64)> {

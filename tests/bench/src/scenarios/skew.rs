@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cli::Scenario;
 use crate::context::Context;
-use crate::load::{Arrivals, ClientKind, Counts, Outcome};
+use crate::load::{Arrivals, ClientKind, Counts, Outcome, sent};
 use crate::report::{Section, Spread};
 use crate::stack::Stack;
 use crate::workload::{Model, Workload};
@@ -117,14 +117,14 @@ fn waited(line: &str) -> Option<Duration> {
         let (_, value) = line.split_once(&format!(" {name}="))?;
         Some(value.split(' ').next()?.trim_matches('"'))
     };
-    let micros = |text: &str| text.parse().ok().map(Duration::from_micros);
-    let [_process, sent, _number] = field("id")?.split('-').collect::<Vec<_>>().try_into().ok()?;
+    let micros = |name: &str| field(name)?.parse().ok().map(Duration::from_micros);
+    let sent = sent(field("id")?)?;
     if field("outcome")? != "ok" {
         return None;
     }
     let written = humantime::parse_rfc3339(line.split(' ').next()?).ok()?.duration_since(UNIX_EPOCH).ok()?;
-    let arrived = written.checked_sub(micros(field("total_us")?)?)?;
-    Some((arrived + micros(field("queue_us")?)?).saturating_sub(micros(sent)?))
+    let arrived = written.checked_sub(micros("total_us")?)?;
+    Some((arrived + micros("queue_us")?).saturating_sub(sent))
 }
 
 fn measure(context: &Context, case: Case, run: u64) -> Result<Measured> {
@@ -148,4 +148,23 @@ fn measure(context: &Context, case: Case, run: u64) -> Result<Measured> {
         starts.latest.as_secs_f64() * 1e3
     );
     Ok(Measured { outcome, starts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_is_from_sending_to_the_begin_of_the_batch() {
+        let line = |id: &str, outcome: &str| {
+            format!(
+                "1970-01-01T00:00:02.500000Z  INFO request id=\"{id}\" tenant=\"guest\" key=\"mid.free\" \
+                 outcome=\"{outcome}\" attempt=1 queue_us=300000 infer_us=10000 batch_size=64 total_us=400000"
+            )
+        };
+        assert_eq!(waited(&line("0000002a-1000000-7", "ok")), Some(Duration::from_millis(1_400)));
+        assert_eq!(waited(&line("0000002a-1000000-7", "deadline_exceeded")), None);
+        assert_eq!(waited(&line("019ac5f0-7b7c-7000-8000-000000000000", "ok")), None);
+        assert_eq!(waited("ready worker=w"), None);
+    }
 }
