@@ -11,7 +11,7 @@ use millrace_common::amqp::connection::{ConnectError, Connector, wait_up};
 use millrace_common::amqp::consumer::{ConsumerGroup, Subscription};
 use millrace_common::amqp::fetcher::Fetcher;
 use millrace_common::amqp::inspect::missing;
-use millrace_common::amqp::message::now_ms;
+use millrace_common::amqp::message::{now_ms, since_epoch};
 use millrace_common::amqp::publisher::{Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{ApplyError, QueueKind, Topology, apply};
 use millrace_common::directory::Directory;
@@ -135,7 +135,7 @@ pub async fn start(
         control_queue: control_queue.clone(),
         cancelled,
         answered,
-        clocks: Mutex::new(Clocks::new(Instant::now(), now_ms())),
+        clocks: Mutex::new(Clocks::new(Instant::now(), since_epoch())),
     });
     let fetcher = Fetcher::spawn(connector.clone(), "suspects", &publishing);
     subscriptions.push(Subscription::fixed(control_queue, CONTROL_PREFETCH));

@@ -2,7 +2,10 @@
 //!
 //! The least time that a requester's messages seem to have been on their way, of late, is the distance of the clocks and the least
 //! time that the way takes. It is believed only of messages that the broker, by its own clock, would have dropped before they came,
-//! and of those that seem to come from the future.
+//! and of those that seem to come from the future. Where it may be the way alone, the clocks are taken as equal.
+//!
+//! Requesters tell whole milliseconds, rounded down, and ours counts microseconds: a message is taken to have waited up to a
+//! millisecond more than it has, never less.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,15 +15,17 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// Requesters remembered, at most; those beyond are taken at their word.
 const MOST: usize = 10_000;
 /// A requester publishes in order, and the broker drops what waits too long. A message that seems to have been published so much
-/// longer before another than that shows a clock that was set back. (What it has waited shows nothing: in a requester that sends more
+/// longer before another than that (in microseconds) shows a clock that was set back. (What it has waited shows nothing: in a requester that sends more
 /// than the broker takes, messages wait for long before the broker's time for them begins.)
-const SET_MS: i64 = 1_000;
+const SET: i64 = 1_000_000;
+/// The way alone may take that long, and clocks that are kept in step differ by less.
+const WAY: i64 = 10_000;
 
 /// The clocks of those who sent something of late, by reply key.
 #[derive(Debug)]
 pub struct Clocks {
-    /// Ours, which nobody sets: some instant, and the milliseconds since the epoch at it.
-    anchor: (Instant, u64),
+    /// Ours, which nobody sets: some instant, and the time since the epoch at it.
+    anchor: (Instant, Duration),
     seen: HashMap<String, Seen>,
     /// When old ones were last looked for.
     swept: Option<Instant>,
@@ -28,7 +33,7 @@ pub struct Clocks {
 
 #[derive(Debug)]
 struct Seen {
-    /// Milliseconds: the least of this window and of the one before.
+    /// Microseconds: the least of this window and of the one before.
     least: i64,
     before: i64,
     since: Instant,
@@ -37,22 +42,23 @@ struct Seen {
 }
 
 impl Clocks {
-    /// Nobody is known; our clock says `now_ms` at `now`.
-    pub fn new(now: Instant, now_ms: u64) -> Self {
-        Self { anchor: (now, now_ms), seen: HashMap::new(), swept: None }
+    /// Nobody is known; our clock says `since_epoch` at `now`.
+    pub fn new(now: Instant, since_epoch: Duration) -> Self {
+        Self { anchor: (now, since_epoch), seen: HashMap::new(), swept: None }
     }
 
     /// How long a message had waited at `now`, when it came, that was published at `published_ms` by the requester's clock, and that
     /// the broker would have dropped after `most`.
     pub fn waited(&mut self, requester: &str, published_ms: u64, most: Duration, now: Instant) -> Duration {
-        let (anchor, anchor_ms) = self.anchor;
-        let whole = |ms: u128| i64::try_from(ms).unwrap_or(i64::MAX);
-        let received = whole(u128::from(anchor_ms) + now.saturating_duration_since(anchor).as_millis());
-        let (published, most) = (whole(published_ms.into()), whole(most.as_millis()));
+        let (anchor, since_epoch) = self.anchor;
+        let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        let received = micros(since_epoch.saturating_add(now.saturating_duration_since(anchor)));
+        let (published, most) = (micros(Duration::from_millis(published_ms)), micros(most));
         let seems = received.saturating_sub(published);
         let least = self.least(requester, (published, seems), most, now).unwrap_or(seems);
-        let distance = if least < 0 || seems >= most { least } else { 0 };
-        Duration::from_millis(seems.saturating_sub(distance).try_into().unwrap_or(0))
+        let is_believed = least < 0 || (least > WAY && seems >= most);
+        let distance = if is_believed { least } else { 0 };
+        Duration::from_micros(seems.saturating_sub(distance).try_into().unwrap_or(0))
     }
 
     fn least(
@@ -74,7 +80,7 @@ impl Clocks {
             }
             return None;
         };
-        let is_set_back = published.saturating_add(most).saturating_add(SET_MS) <= seen.latest;
+        let is_set_back = published.saturating_add(most).saturating_add(SET) <= seen.latest;
         let is_forgotten = now.saturating_duration_since(seen.since) >= 2 * WINDOW;
         if is_set_back || is_forgotten {
             *seen = Seen { least: seems, before: seems, since: now, latest: published };
@@ -96,7 +102,7 @@ mod tests {
 
     fn clocks() -> (Clocks, Instant) {
         let now = Instant::now();
-        (Clocks::new(now, NOW), now)
+        (Clocks::new(now, Duration::from_millis(NOW)), now)
     }
 
     /// Messages that waited so many milliseconds, by a clock that is `skew` ahead of ours, and what is thought of them.
@@ -113,7 +119,7 @@ mod tests {
 
     #[test]
     fn equal_clocks_are_believed() {
-        assert_eq!(thought(0, &[400, 1, 499, 520, 3]), [400, 1, 499, 519, 3]);
+        assert_eq!(thought(0, &[400, 1, 499, 520, 3]), [400, 1, 499, 520, 3]);
         assert_eq!(thought(200, &[400, 1, 300]), [200, 0, 299], "as far as they are known");
     }
 
@@ -124,7 +130,18 @@ mod tests {
             let now = now + Duration::from_millis(published + wait);
             clocks.waited("ann.key", NOW + published, BUDGET, now).as_millis()
         };
-        assert_eq!([waited(0, 1), waited(10, 2_000), waited(20, 2_600)], [1, 1_999, 2_599]);
+        assert_eq!([waited(0, 1), waited(10, 2_000), waited(20, 2_600)], [1, 2_000, 2_600]);
+    }
+
+    #[test]
+    fn nobody_is_taken_to_have_waited_less_than_was_waited() {
+        let (mut clocks, now) = clocks();
+        let mut waited = |published_us: u64, received_us: u64| {
+            let now = now + Duration::from_micros(received_us);
+            clocks.waited("ann.key", NOW + published_us / 1_000, BUDGET, now).as_micros()
+        };
+        assert_eq!([waited(1_900, 2_100), waited(7_999, 8_000), waited(9_000, 9_999)], [1_100, 1_000, 999]);
+        assert_eq!(waited(10_999, 510_998), 500_998, "the budget is spent");
     }
 
     #[test]

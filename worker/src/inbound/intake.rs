@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use millrace_common::amqp::consumer::{Accept, Delivery};
-use millrace_common::amqp::message::{RequestMeta, header, now_ms};
+use millrace_common::amqp::message::{RequestMeta, header, now_ms, since_epoch};
 use millrace_common::amqp::properties::Properties;
 use millrace_common::control::Control;
 use millrace_common::directory::Directory;
@@ -221,8 +221,7 @@ impl Intake {
     async fn prepare(&self, route: &Route, duty: &Duty, meta: &RequestMeta) -> Result<Prepared, Verdict> {
         let fail = |code, message: String| Verdict::Reply(Answer::failure(code, message));
         let here = duty.arrived.elapsed();
-        let received_ms = now_ms().saturating_sub(u64::try_from(here.as_millis()).unwrap_or(u64::MAX));
-        let waited = self.waited(duty, meta, received_ms);
+        let waited = self.waited(duty, meta, since_epoch().saturating_sub(here));
         let budget = meta.remaining(waited).unwrap_or(route.default_budget);
         let remaining = budget.saturating_sub(here);
         if remaining.is_zero() {
@@ -259,8 +258,8 @@ impl Intake {
         Ok(Prepared { served, admitted, body_id, deadline })
     }
 
-    /// How long a request had waited when it came.
-    fn waited(&self, duty: &Duty, meta: &RequestMeta, received_ms: u64) -> Duration {
+    /// How long a request had waited when it came, at `received` since the epoch.
+    fn waited(&self, duty: &Duty, meta: &RequestMeta, received: Duration) -> Duration {
         let Some(published_ms) = meta.published_ms else { return Duration::ZERO };
         // What a worker has passed on tells the time by that worker's clock; and it is the broker's word that tells skew from wait.
         let is_first_hand = !duty.original.properties.has_header(header::REDELIVERIES);
@@ -269,7 +268,7 @@ impl Intake {
             let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
             return clocks.waited(reply_to.as_str(), published_ms, most, duty.arrived);
         }
-        Duration::from_millis(received_ms.saturating_sub(published_ms))
+        received.saturating_sub(Duration::from_millis(published_ms))
     }
 
     /// A pinned version that is not here: on to another worker after a pause, unless nobody has it.

@@ -136,13 +136,16 @@ impl Hands {
             let key = job.duty.reply_to.as_ref();
             key.is_some_and(|key| readers.trouble(key.as_str(), now) == Some(Trouble::Gone))
         };
-        let is_unwanted = |job: &Job| is_cancelled(job) || is_gone(job);
+        // Looked at once more, at the time that counts as the batch's begin: what ran alone was not, and time has passed since.
+        let is_late = |job: &Job| job.deadline.is_some_and(|deadline| deadline <= now);
+        let is_unwanted = |job: &Job| is_late(job) || is_cancelled(job) || is_gone(job);
         let (unwanted, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_unwanted);
         self.not_run(&unwanted, charged);
         let expired = expired.into_iter().map(too_late);
-        let unwanted = unwanted.into_iter().map(|job| match is_cancelled(&job) {
-            true => (job.duty, Verdict::cancelled()),
-            false => (job.duty, Verdict::gone()),
+        let unwanted = unwanted.into_iter().map(|job| match job {
+            job if is_late(&job) => too_late(job),
+            job if is_cancelled(&job) => (job.duty, Verdict::cancelled()),
+            job => (job.duty, Verdict::gone()),
         });
         if !self.send(expired.chain(unwanted).collect()) {
             return false;
@@ -166,6 +169,7 @@ impl Hands {
             max_reply_bytes: *max_reply_bytes,
             charged,
             slowest: Duration::ZERO,
+            begun: Some(now),
         };
         run.answer(batch, &|settled| self.send(settled))
     }
@@ -248,6 +252,8 @@ struct Run<'a> {
     slowest: Duration,
     /// Microseconds a row that the batch's tiers were charged, until a run has made up for it.
     charged: i64,
+    /// When the deadlines of what runs first were looked at.
+    begun: Option<Instant>,
 }
 
 impl Run<'_> {
@@ -299,7 +305,7 @@ impl Run<'_> {
 
     /// One answer for each job, in order.
     fn run(&mut self, batch: &[Job]) -> Result<Vec<Answer>, RunError> {
-        let collected = Instant::now();
+        let collected = self.begun.take().unwrap_or_else(Instant::now);
         let inputs = stacked(self.served, batch)?;
         let total: u64 = batch.iter().map(|job| u64::from(job.rows)).sum();
         debug!(model = %self.served.model, version = self.served.version, rows = total, jobs = batch.len(), "running a batch");

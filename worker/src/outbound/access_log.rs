@@ -1,10 +1,13 @@
 //! A line for each request and what became of it, while `features.access_log` is on. No input and no output is in it.
 
+use std::time::Duration;
+
+use millrace_common::amqp::message::since_epoch;
 use tracing::info;
 
 use crate::job::{Settlement, Verdict};
 
-/// Logs one request.
+/// Logs one request: when it came, in microseconds since the epoch, and how long its parts took.
 pub fn tell((duty, verdict): &Settlement) {
     let (id, tenant, key) = (duty.request_id.as_deref(), &duty.tenant, &duty.original.routing_key);
     let answer = match verdict {
@@ -22,6 +25,7 @@ pub fn tell((duty, verdict): &Settlement) {
         Verdict::Done => "answered_before",
     };
     let timing = answer.map(|answer| answer.timing).unwrap_or_default();
+    let (total, now) = (duty.arrived.elapsed(), since_epoch());
     let degraded = duty.descent.as_ref().map(|descent| &*descent.label);
     info!(
         target: "millrace_worker::access",
@@ -32,7 +36,12 @@ pub fn tell((duty, verdict): &Settlement) {
         queue_us = timing.queue_us,
         infer_us = timing.infer_us,
         batch_size = timing.batch_size,
-        total_us = u64::try_from(duty.arrived.elapsed().as_micros()).unwrap_or(u64::MAX),
+        total_us = micros(total),
+        arrived_us = micros(now.saturating_sub(total)),
         "request"
     );
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,6 @@
 //! Requesters whose clocks differ from the worker's: nothing may expire too early for it, and next to nothing start too late.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -122,9 +122,7 @@ fn waited(line: &str) -> Option<Duration> {
     if field("outcome")? != "ok" {
         return None;
     }
-    let written = humantime::parse_rfc3339(line.split(' ').next()?).ok()?.duration_since(UNIX_EPOCH).ok()?;
-    let arrived = written.checked_sub(micros("total_us")?)?;
-    Some((arrived + micros("queue_us")?).saturating_sub(sent))
+    Some((micros("arrived_us")? + micros("queue_us")?).saturating_sub(sent))
 }
 
 fn measure(context: &Context, case: Case, run: u64) -> Result<Measured> {
@@ -159,7 +157,8 @@ mod tests {
         let line = |id: &str, outcome: &str| {
             format!(
                 "1970-01-01T00:00:02.500000Z  INFO request id=\"{id}\" tenant=\"guest\" key=\"mid.free\" \
-                 outcome=\"{outcome}\" attempt=1 queue_us=300000 infer_us=10000 batch_size=64 total_us=400000"
+                 outcome=\"{outcome}\" attempt=1 queue_us=300000 infer_us=10000 batch_size=64 total_us=400000 \
+                 arrived_us=2100000"
             )
         };
         assert_eq!(waited(&line("0000002a-1000000-7", "ok")), Some(Duration::from_millis(1_400)));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,13 +74,13 @@ impl Node {
         Ok(())
     }
 
-    /// `sh supervisor.sh` for this node, in a session of its own: a terminal's Ctrl-C goes to the owner alone.
+    /// `sh supervisor.sh` for this node, in a process group of its own: a terminal's Ctrl-C goes to the owner alone.
     pub(super) fn supervisor(&self, script: &str) -> Result<Command> {
         let path = self.dir.join("supervisor.sh");
         fs::write(&path, script)?;
-        let mut command = Command::new("setsid");
+        let mut command = Command::new("sh");
         command
-            .arg("sh")
+            .process_group(0)
             .arg(&path)
             .arg(&self.dir)
             .arg(self.rabbitmq.scripts.join("rabbitmq-server"))

@@ -30,7 +30,7 @@ impl Supervisor {
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
             .spawn()
-            .context("cannot run `setsid sh` (package util-linux)")?;
+            .context("cannot run sh")?;
         Ok(Self { commands: process.stdin.take(), process, log })
     }
 

@@ -13,6 +13,12 @@ node=''
 epmd=''
 keep=''
 
+# Runs a command in a process group of its own; not in a session of its own, as `setsid` would: Linux may schedule each session as one
+# (`sched_autogroup`), and then broker and workers on the same cores can keep one another waiting for 100 ms.
+apart() {
+    exec perl -e 'setpgrp; exec { $ARGV[0] } @ARGV; die "cannot run $ARGV[0]: $!\n"' "$@"
+}
+
 finish() {
     trap '' HUP INT TERM
     # The pid as well as the group: a node that was only just forked has no group of its own yet.
@@ -26,7 +32,7 @@ trap finish HUP INT TERM
 
 # In the foreground, so that its pid is known: a node that finds none starts one that outlives it. In a cluster the first node's answers,
 # and this one ends at once.
-setsid "$@" epmd </dev/null &
+apart "$@" epmd </dev/null &
 epmd=$!
 tries=250
 until "$@" epmd -names >/dev/null 2>&1; do
@@ -42,7 +48,7 @@ while read -r command; do
     case $command in
     start)
         [ -z "$node" ] || wait "$node"
-        setsid "$@" "$server" </dev/null >>"$dir/node.log" 2>&1 &
+        apart "$@" "$server" </dev/null >>"$dir/node.log" 2>&1 &
         node=$!
         echo "$node" >"$dir/node.pid.new"
         mv "$dir/node.pid.new" "$dir/node.pid"
