@@ -4,8 +4,8 @@
 //! time that the way takes. It is believed only of messages that the broker, by its own clock, would have dropped before they came,
 //! and of those that seem to come from the future. Where it may be the way alone, the clocks are taken as equal.
 //!
-//! Requesters tell whole milliseconds, rounded down, and ours counts microseconds: a message is taken to have waited up to a
-//! millisecond more than it has, never less.
+//! Requesters tell whole milliseconds, rounded down, and ours counts microseconds: a message of a requester whose clock is taken as equal
+//! counts as up to a millisecond longer on its way than it was. One of another counts as less, by the least time that the way took.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// Requesters remembered, at most; those beyond are taken at their word.
 const MOST: usize = 10_000;
 /// A requester publishes in order, and the broker drops what waits too long. A message that seems to have been published so much
-/// longer before another than that (in microseconds) shows a clock that was set back. (What it has waited shows nothing: in a requester that sends more
-/// than the broker takes, messages wait for long before the broker's time for them begins.)
+/// longer before another than that, in microseconds, shows a clock that was set back. (What it has waited shows nothing: in a requester
+/// that sends more than the broker takes, messages wait for long before the broker's time for them begins.)
 const SET: i64 = 1_000_000;
-/// The way alone may take that long, and clocks that are kept in step differ by less.
+/// The way alone may take so many microseconds, and clocks that are kept in step differ by less.
 const WAY: i64 = 10_000;
 
 /// The clocks of those who sent something of late, by reply key.
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_taken_to_have_waited_less_than_was_waited() {
+    fn in_step_nobody_counts_as_having_waited_less_than_was_waited() {
         let (mut clocks, now) = clocks();
         let mut waited = |published_us: u64, received_us: u64| {
             let now = now + Duration::from_micros(received_us);
