@@ -2,10 +2,11 @@
 //!
 //! The least time that a requester's messages seem to have been on their way, of late, is the distance of the clocks and the least
 //! time that the way takes. It is believed only of messages that the broker, by its own clock, would have dropped before they came,
-//! and of those that seem to come from the future. Where it may be the way alone, the clocks are taken as equal.
+//! and of those that seem to come from the future. Where it may be the way alone, the clocks are taken as equal; and the least that
+//! the way took from anybody of those is taken off what is thought to be the distance of the others' clocks.
 //!
 //! Requesters tell whole milliseconds, rounded down, and ours counts microseconds: a message of a requester whose clock is taken as equal
-//! counts as up to a millisecond longer on its way than it was. One of another counts as less, by the least time that the way took.
+//! counts as up to a millisecond longer on its way than it was. One of another may count as less, by how much farther away it is.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -27,24 +28,51 @@ pub struct Clocks {
     /// Ours, which nobody sets: some instant, and the time since the epoch at it.
     anchor: (Instant, Duration),
     seen: HashMap<String, Seen>,
+    /// What messages seem to take whose clocks may be equal to ours.
+    way: Option<Least>,
     /// When old ones were last looked for.
     swept: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Seen {
-    /// Microseconds: the least of this window and of the one before.
-    least: i64,
-    before: i64,
-    since: Instant,
+    least: Least,
     /// When the latest was published, by its clock.
     latest: i64,
+}
+
+/// The least of late, in microseconds: of this window and of the one before.
+#[derive(Debug)]
+struct Least {
+    this: i64,
+    before: i64,
+    since: Instant,
+}
+
+impl Least {
+    fn of(value: i64, now: Instant) -> Self {
+        Self { this: value, before: value, since: now }
+    }
+
+    fn add(&mut self, value: i64, now: Instant) {
+        let age = now.saturating_duration_since(self.since);
+        if age >= 2 * WINDOW {
+            *self = Self::of(value, now);
+        } else if age >= WINDOW {
+            (self.before, self.this, self.since) = (self.this, value, now);
+        }
+        self.this = self.this.min(value);
+    }
+
+    fn get(&self) -> i64 {
+        self.this.min(self.before)
+    }
 }
 
 impl Clocks {
     /// Nobody is known; our clock says `since_epoch` at `now`.
     pub fn new(now: Instant, since_epoch: Duration) -> Self {
-        Self { anchor: (now, since_epoch), seen: HashMap::new(), swept: None }
+        Self { anchor: (now, since_epoch), seen: HashMap::new(), way: None, swept: None }
     }
 
     /// How long a message had waited at `now`, when it came, that was published at `published_ms` by the requester's clock, and that
@@ -56,8 +84,12 @@ impl Clocks {
         let (published, most) = (micros(Duration::from_millis(published_ms)), micros(most));
         let seems = received.saturating_sub(published);
         let least = self.least(requester, (published, seems), most, now).unwrap_or(seems);
+        if (0..=WAY).contains(&seems) {
+            self.way.get_or_insert_with(|| Least::of(seems, now)).add(seems, now);
+        }
         let is_believed = least < 0 || (least > WAY && seems >= most);
-        let distance = if is_believed { least } else { 0 };
+        let way = self.way.as_ref().map_or(0, Least::get);
+        let distance = if is_believed { least.saturating_sub(way) } else { 0 };
         Duration::from_micros(seems.saturating_sub(distance).try_into().unwrap_or(0))
     }
 
@@ -72,23 +104,22 @@ impl Clocks {
             let is_due = |swept: Instant| now.saturating_duration_since(swept) >= WINDOW;
             if self.seen.len() >= MOST && self.swept.is_none_or(is_due) {
                 self.swept = Some(now);
-                self.seen.retain(|_, seen| now.saturating_duration_since(seen.since) < 2 * WINDOW);
+                self.seen.retain(|_, seen| now.saturating_duration_since(seen.least.since) < 2 * WINDOW);
             }
             if self.seen.len() < MOST {
-                let seen = Seen { least: seems, before: seems, since: now, latest: published };
+                let seen = Seen { least: Least::of(seems, now), latest: published };
                 self.seen.insert(requester.to_owned(), seen);
             }
             return None;
         };
         let is_set_back = published.saturating_add(most).saturating_add(SET) <= seen.latest;
-        let is_forgotten = now.saturating_duration_since(seen.since) >= 2 * WINDOW;
+        let is_forgotten = now.saturating_duration_since(seen.least.since) >= 2 * WINDOW;
         if is_set_back || is_forgotten {
-            *seen = Seen { least: seems, before: seems, since: now, latest: published };
-        } else if now.saturating_duration_since(seen.since) >= WINDOW {
-            (seen.before, seen.least, seen.since) = (seen.least, seems, now);
+            *seen = Seen { least: Least::of(seems, now), latest: published };
         }
-        (seen.least, seen.latest) = (seen.least.min(seems), seen.latest.max(published));
-        Some(seen.least.min(seen.before))
+        seen.least.add(seems, now);
+        seen.latest = seen.latest.max(published);
+        Some(seen.least.get())
     }
 }
 
@@ -152,6 +183,19 @@ mod tests {
     }
 
     #[test]
+    fn the_way_of_those_in_step_is_not_taken_for_distance() {
+        for skew in [300_000, -300_000] {
+            let (mut clocks, now) = clocks();
+            let mut waited = |requester, skew: i64, wait: u64| {
+                let published = (NOW - wait).checked_add_signed(skew).unwrap();
+                clocks.waited(requester, published, BUDGET, now).as_millis()
+            };
+            assert_eq!([waited("ann.key", 0, 9), waited("bob.key", 0, 3)], [9, 3]);
+            assert_eq!([waited("eve.key", skew, 4), waited("eve.key", skew, 450)], [3, 449], "{skew}");
+        }
+    }
+
+    #[test]
     fn clocks_less_far_apart_expire_nothing_either() {
         assert_eq!(thought(-400, &[5, 150, 90]), [405, 145, 490]);
     }
@@ -163,9 +207,9 @@ mod tests {
             clocks.waited("ann.key", published, BUDGET, now + Duration::from_millis(at)).as_millis()
         };
         assert_eq!([waited(NOW, 2), waited(NOW + 10, 20)], [2, 10]);
-        assert_eq!(waited(NOW - 60_000, 30), 0, "a minute back");
-        assert_eq!(waited(NOW - 60_000 + 10, 140), 100);
-        assert_eq!(waited(NOW + 70_000, 150), 0, "and forth");
+        assert_eq!(waited(NOW - 60_000, 30), 2, "a minute back; the way took 2 ms once");
+        assert_eq!(waited(NOW - 60_000 + 10, 140), 102);
+        assert_eq!(waited(NOW + 70_000, 150), 2, "and forth");
         assert_eq!(waited(NOW + 160, 160), 0, "and back");
         assert_eq!(waited(NOW + 170, 190), 20);
     }
