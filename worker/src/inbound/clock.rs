@@ -6,7 +6,8 @@
 //! the way took from anybody of those is taken off what is thought to be the distance of the others' clocks.
 //!
 //! Requesters tell whole milliseconds, rounded down, and ours counts microseconds: a message of a requester whose clock is taken as equal
-//! counts as up to a millisecond longer on its way than it was. One of another may count as less, by how much farther away it is.
+//! counts as up to a millisecond longer on its way than it was. One of another may count as less or more, by how much farther away or
+//! nearer it is than the nearest of those: by 10 ms at most.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,11 +17,11 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// Requesters remembered, at most; those beyond are taken at their word.
 const MOST: usize = 10_000;
 /// A requester publishes in order, and the broker drops what waits too long. A message that seems to have been published so much
-/// longer before another than that, in microseconds, shows a clock that was set back. (What it has waited shows nothing: in a requester
+/// longer before another than that shows a clock that was set back. (What it has waited shows nothing: in a requester
 /// that sends more than the broker takes, messages wait for long before the broker's time for them begins.)
-const SET: i64 = 1_000_000;
-/// The way alone may take so many microseconds, and clocks that are kept in step differ by less.
-const WAY: i64 = 10_000;
+const SET_US: i64 = 1_000_000;
+/// The way alone may take that long (3 to 10 ms were seen where the broker's disk was slow), and clocks that are kept in step differ by less.
+const WAY_US: i64 = 10_000;
 
 /// The clocks of those who sent something of late, by reply key.
 #[derive(Debug)]
@@ -55,13 +56,16 @@ impl Least {
     }
 
     fn add(&mut self, value: i64, now: Instant) {
-        let age = now.saturating_duration_since(self.since);
-        if age >= 2 * WINDOW {
+        if self.is_old(now) {
             *self = Self::of(value, now);
-        } else if age >= WINDOW {
+        } else if now.saturating_duration_since(self.since) >= WINDOW {
             (self.before, self.this, self.since) = (self.this, value, now);
         }
         self.this = self.this.min(value);
+    }
+
+    fn is_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= 2 * WINDOW
     }
 
     fn get(&self) -> i64 {
@@ -84,11 +88,12 @@ impl Clocks {
         let (published, most) = (micros(Duration::from_millis(published_ms)), micros(most));
         let seems = received.saturating_sub(published);
         let least = self.least(requester, (published, seems), most, now).unwrap_or(seems);
-        if (0..=WAY).contains(&seems) {
-            self.way.get_or_insert_with(|| Least::of(seems, now)).add(seems, now);
+        let is_in_step = (0..=WAY_US).contains(&least);
+        if is_in_step {
+            self.way.get_or_insert_with(|| Least::of(least, now)).add(least, now);
         }
-        let is_believed = least < 0 || (least > WAY && seems >= most);
-        let way = self.way.as_ref().map_or(0, Least::get);
+        let is_believed = least < 0 || (least > WAY_US.min(most) && seems >= most);
+        let way = self.way.as_ref().filter(|way| !is_in_step && !way.is_old(now)).map_or(0, Least::get);
         let distance = if is_believed { least.saturating_sub(way) } else { 0 };
         Duration::from_micros(seems.saturating_sub(distance).try_into().unwrap_or(0))
     }
@@ -104,7 +109,7 @@ impl Clocks {
             let is_due = |swept: Instant| now.saturating_duration_since(swept) >= WINDOW;
             if self.seen.len() >= MOST && self.swept.is_none_or(is_due) {
                 self.swept = Some(now);
-                self.seen.retain(|_, seen| now.saturating_duration_since(seen.least.since) < 2 * WINDOW);
+                self.seen.retain(|_, seen| !seen.least.is_old(now));
             }
             if self.seen.len() < MOST {
                 let seen = Seen { least: Least::of(seems, now), latest: published };
@@ -112,9 +117,8 @@ impl Clocks {
             }
             return None;
         };
-        let is_set_back = published.saturating_add(most).saturating_add(SET) <= seen.latest;
-        let is_forgotten = now.saturating_duration_since(seen.least.since) >= 2 * WINDOW;
-        if is_set_back || is_forgotten {
+        let is_set_back = published.saturating_add(most).saturating_add(SET_US) <= seen.latest;
+        if is_set_back || seen.least.is_old(now) {
             *seen = Seen { least: Least::of(seems, now), latest: published };
         }
         seen.least.add(seems, now);
@@ -193,6 +197,25 @@ mod tests {
             assert_eq!([waited("ann.key", 0, 9), waited("bob.key", 0, 3)], [9, 3]);
             assert_eq!([waited("eve.key", skew, 4), waited("eve.key", skew, 450)], [3, 449], "{skew}");
         }
+    }
+
+    #[test]
+    fn a_budget_shorter_than_the_way_of_a_clock_in_step_is_kept() {
+        let (mut clocks, now) = clocks();
+        let budget = Duration::from_millis(5);
+        let mut waited = |at: u64| {
+            let now = now + Duration::from_millis(at);
+            clocks.waited("ann.key", NOW + at - 8, budget, now).as_millis()
+        };
+        assert_eq!([waited(0), waited(10)], [0, 0], "8 ms behind");
+    }
+
+    #[test]
+    fn a_way_of_long_ago_is_forgotten() {
+        let (mut clocks, now) = clocks();
+        clocks.waited("ann.key", NOW - 9, BUDGET, now);
+        let later = now + 2 * WINDOW;
+        assert_eq!(clocks.waited("eve.key", NOW + 400_000, BUDGET, later), Duration::ZERO);
     }
 
     #[test]

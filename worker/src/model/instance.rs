@@ -136,24 +136,21 @@ impl Hands {
             let key = job.duty.reply_to.as_ref();
             key.is_some_and(|key| readers.trouble(key.as_str(), now) == Some(Trouble::Gone))
         };
-        // Looked at once more, at the time that counts as the batch's begin: what ran alone was not, and time has passed since.
-        let is_late = |job: &Job| job.deadline.is_some_and(|deadline| deadline <= now);
-        let is_unwanted = |job: &Job| is_late(job) || is_cancelled(job) || is_gone(job);
-        let (unwanted, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_unwanted);
+        let (unwanted, batch): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|job| is_cancelled(job) || is_gone(job));
         self.not_run(&unwanted, charged);
-        let expired = expired.into_iter().map(too_late);
-        let unwanted = unwanted.into_iter().map(|job| match job {
-            job if is_late(&job) => too_late(job),
-            job if is_cancelled(&job) => (job.duty, Verdict::cancelled()),
-            job => (job.duty, Verdict::gone()),
+        let unwanted = unwanted.into_iter().map(|job| match is_cancelled(&job) {
+            true => (job.duty, Verdict::cancelled()),
+            false => (job.duty, Verdict::gone()),
         });
-        if !self.send(expired.chain(unwanted).collect()) {
+        if !self.send(expired.into_iter().map(too_late).chain(unwanted).collect()) {
             return false;
         }
         let (aside, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| served.is_degraded(job));
         if !aside.is_empty() && !self.stand_in(aside, charged, Reason::Switched) {
             return false;
         }
+        let Some((batch, begun)) = self.in_time(batch, charged) else { return false };
         if batch.is_empty() {
             return true;
         }
@@ -169,13 +166,28 @@ impl Hands {
             max_reply_bytes: *max_reply_bytes,
             charged,
             slowest: Duration::ZERO,
-            begun: Some(now),
+            begun: Some(begun),
         };
         run.answer(batch, &|settled| self.send(settled))
     }
 
     fn send(&self, settled: Vec<Settlement>) -> bool {
         settled.is_empty() || self.around.settlements.blocking_send(settled).is_ok()
+    }
+
+    /// Those whose deadlines are to come at the batch's begin, and when that is; `None` once settlements are taken no more. What is to run
+    /// alone was not looked at before, and whoever settles something waits where the broker is slow.
+    fn in_time(&self, mut batch: Vec<Job>, charged: i64) -> Option<(Vec<Job>, Instant)> {
+        loop {
+            let now = Instant::now();
+            let is_late = |job: &Job| job.deadline.is_some_and(|deadline| deadline <= now);
+            let (late, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_late);
+            if late.is_empty() {
+                return Some((rest, now));
+            }
+            self.not_run(&late, charged);
+            batch = self.send(late.into_iter().map(too_late).collect()).then_some(rest)?;
+        }
     }
 
     /// Gives back what their tiers were charged.

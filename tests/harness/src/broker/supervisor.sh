@@ -30,6 +30,11 @@ finish() {
 } 2>/dev/null
 trap finish HUP INT TERM
 
+command -v perl >/dev/null || {
+    echo 'perl is missing (package perl-base)'
+    finish
+}
+
 # In the foreground, so that its pid is known: a node that finds none starts one that outlives it. In a cluster the first node's answers,
 # and this one ends at once.
 apart "$@" epmd </dev/null &
