@@ -230,3 +230,8 @@ impl Answer {
 
 /// A duty and its verdict, on the way to being settled.
 pub type Settlement = (Duty, Verdict);
+
+/// Whole microseconds, as replies and logs tell them.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

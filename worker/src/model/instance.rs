@@ -17,7 +17,7 @@ use crate::guard::breaker::Calls;
 use crate::guard::ladder::{Instead, Reason, descend, refusal};
 use crate::guard::watchdog::{Found, Watch};
 use crate::inbound::cancelled::Cancelled;
-use crate::job::{Answer, Job, Settlement, Verdict};
+use crate::job::{Answer, Job, Settlement, Verdict, micros};
 use crate::live::Live;
 use crate::outbound::readers::{Readers, Trouble};
 use crate::schedule::batch::BatchError;
@@ -393,8 +393,4 @@ fn failed(error: &RunError) -> Answer {
 
 fn settled(batch: Vec<Job>, answers: Vec<Answer>) -> Vec<Settlement> {
     batch.into_iter().zip(answers).map(|(job, answer)| (job.duty, Verdict::Reply(answer))).collect()
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

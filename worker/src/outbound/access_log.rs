@@ -1,11 +1,9 @@
 //! A line for each request and what became of it, while `features.access_log` is on. No input and no output is in it.
 
-use std::time::Duration;
-
 use millrace_common::amqp::message::since_epoch;
 use tracing::info;
 
-use crate::job::{Settlement, Verdict};
+use crate::job::{Settlement, Verdict, micros};
 
 /// Logs one request: when it came, in microseconds since the epoch, and how long its parts took.
 pub fn tell((duty, verdict): &Settlement) {
@@ -40,8 +38,4 @@ pub fn tell((duty, verdict): &Settlement) {
         arrived_us = micros(now.saturating_sub(total)),
         "request"
     );
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
