@@ -13,11 +13,24 @@ use millrace_harness::process::ProcessId;
 const OWNER_VARIABLE: &str = "MILLRACE_TEST_BROKER_OWNER";
 const GONE: Duration = Duration::from_secs(10);
 
+/// The process group and the session of a process.
+fn group_and_session(pid: i32) -> (i32, i32) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // After the name, which may hold anything: state, parent, group, session.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let fields: Vec<_> = fields.split(' ').collect();
+    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
+}
+
 #[test]
 fn a_broker_serves_crashes_and_comes_back_on_its_port() {
     let mut broker = Broker::start(BrokerOptions::default()).unwrap();
     assert!(broker.version().starts_with(['3', '4']), "{}", broker.version());
     assert!(broker.memory_mib().unwrap() > 20);
+    let [(own_group, own_session), (group, session)] =
+        [i32::try_from(std::process::id()).unwrap(), broker.process().pid()].map(group_and_session);
+    assert_ne!(group, own_group, "a terminal's Ctrl-C would end it");
+    assert_eq!(session, own_session, "Linux may schedule sessions apart");
     let vhost = format!("{}/api/vhosts/kept", broker.management_url());
     ureq::put(&vhost).send_empty().unwrap();
 
