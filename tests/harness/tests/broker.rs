@@ -13,13 +13,13 @@ use millrace_harness::process::ProcessId;
 const OWNER_VARIABLE: &str = "MILLRACE_TEST_BROKER_OWNER";
 const GONE: Duration = Duration::from_secs(10);
 
-/// The process group and the session of a process.
-fn group_and_session(pid: i32) -> (i32, i32) {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+/// The process group and the session of a process that runs.
+fn group_and_session(pid: i32) -> Option<(i32, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // After the name, which may hold anything: state, parent, group, session.
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    let fields: Vec<_> = fields.split(' ').collect();
-    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(2).map_while(|field| field.parse().ok());
+    Some((fields.next()?, fields.next()?))
 }
 
 #[test]
@@ -28,7 +28,8 @@ fn a_broker_serves_crashes_and_comes_back_on_its_port() {
     assert!(broker.version().starts_with(['3', '4']), "{}", broker.version());
     assert!(broker.memory_mib().unwrap() > 20);
     let [(own_group, own_session), (group, session)] =
-        [i32::try_from(std::process::id()).unwrap(), broker.process().pid()].map(group_and_session);
+        [i32::try_from(std::process::id()).unwrap(), broker.process().pid()]
+            .map(|pid| group_and_session(pid).unwrap());
     assert_ne!(group, own_group, "a terminal's Ctrl-C would end it");
     assert_eq!(session, own_session, "Linux may schedule sessions apart");
     let vhost = format!("{}/api/vhosts/kept", broker.management_url());
