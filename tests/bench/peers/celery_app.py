@@ -9,6 +9,8 @@ Tried, on two cores shared with broker and client:
   names the one to use.
 - serializer: msgpack and pickle cost the same; as root, Celery refuses to run with pickle.
 - a prefetch of 32 to 512, heartbeats on or off, the queue's type: no difference beyond noise.
+- a queue with priorities (PEER_MAX_PRIORITY): what the worker has taken ahead (PEER_PREFETCH) goes first all the
+  same, so that premium's wait and the rate are a trade: the comparison in a flood shows three.
 - results: transient and unconfirmed, as `rpc://` has them by default. With confirms, each of which Celery
   awaits, 0.6 of the rate was left: that is what the fleet's guarantee would cost here.
 """
@@ -29,11 +31,14 @@ def queue_named(name: str, **options: object) -> Queue:
     return Queue(name, Exchange(""), routing_key=name, **options)
 
 
+arguments: dict[str, object] = {"x-queue-type": os.environ["PEER_QUEUE_TYPE"]}
+max_priority = os.environ.get("PEER_MAX_PRIORITY")
+if max_priority:
+    arguments["x-max-priority"] = int(max_priority)
+
 app = Celery("peer", broker=os.environ["PEER_AMQP_URL"], backend="rpc://")
 app.conf.update(
-    task_queues=[
-        queue_named(os.environ["PEER_QUEUE"], queue_arguments={"x-queue-type": os.environ["PEER_QUEUE_TYPE"]})
-    ],
+    task_queues=[queue_named(os.environ["PEER_QUEUE"], queue_arguments=arguments)],
     task_default_queue=os.environ["PEER_QUEUE"],
     task_acks_late=True,
     task_serializer="msgpack",
@@ -42,7 +47,7 @@ app.conf.update(
     # One instance, as the fleet's worker has.
     worker_concurrency=1,
     worker_pool=os.environ["PEER_POOL"],
-    worker_prefetch_multiplier=128,
+    worker_prefetch_multiplier=int(os.environ.get("PEER_PREFETCH", "128")),
     worker_enable_remote_control=False,
     worker_send_task_events=False,
 )

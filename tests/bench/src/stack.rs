@@ -70,6 +70,14 @@ impl<'a> Stack<'a> {
         Ok(())
     }
 
+    /// Bounds the time of a batch; for workers started from now on.
+    pub(crate) fn limit_batches(&self, time: Duration) -> Result<()> {
+        let micros = time.as_micros();
+        let config = format!("{ONE_INSTANCE}\n[dynamic_batching]\nmax_batch_time_microseconds = {micros}\n");
+        models::write_config(self.repository.path(), self.workload.model.name(), &config)?;
+        Ok(())
+    }
+
     /// Starts a worker with more environment of its own, and waits until it consumes.
     pub(crate) fn start_worker(&mut self, more: &[(&str, &str)]) -> Result<()> {
         let mut worker = self.spawn_worker(more)?;
@@ -144,6 +152,7 @@ impl<'a> Stack<'a> {
             tier: tier.to_owned(),
             client: ClientKind::Library,
             arrivals,
+            quiet: Duration::ZERO,
             warm_up: Duration::from_secs(1),
             duration: self.context.duration(),
             deadline: Duration::from_secs(60),

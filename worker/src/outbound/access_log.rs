@@ -5,7 +5,7 @@ use tracing::info;
 
 use crate::job::{Settlement, Verdict, micros};
 
-/// Logs one request: when it came, in microseconds since the epoch, and how long its parts took.
+/// Logs one request. `compose/config/worker.toml` says what its fields are.
 pub fn tell((duty, verdict): &Settlement) {
     let (id, tenant, key) = (duty.request_id.as_deref(), &duty.tenant, &duty.original.routing_key);
     let answer = match verdict {
@@ -32,6 +32,7 @@ pub fn tell((duty, verdict): &Settlement) {
         request_bytes = duty.original.body.len(),
         reply_bytes = answer.map_or(0, |answer| answer.body.bytes.len()),
         queue_us = timing.queue_us,
+        batch_us = timing.batch_us,
         infer_us = timing.infer_us,
         batch_size = timing.batch_size,
         total_us = micros(total),

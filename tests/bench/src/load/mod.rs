@@ -22,6 +22,7 @@ pub(crate) use library::config;
 pub(crate) use outcome::{Counts, Outcome, Window};
 pub(crate) use process::{Generator, serve};
 pub(crate) use raw::sent;
+pub(crate) use schedule::poisson;
 
 use crate::workload::Workload;
 
@@ -54,6 +55,8 @@ pub(crate) struct Spec {
     pub(crate) tier: String,
     pub(crate) client: ClientKind,
     pub(crate) arrivals: Arrivals,
+    /// Nothing is meant for this time: part of an open loop's warm-up.
+    pub(crate) quiet: Duration,
     /// Requests meant for this time are sent but not counted.
     pub(crate) warm_up: Duration,
     /// Of what counts; a burst's ends with its last answer.

@@ -87,7 +87,8 @@ pub(crate) async fn serve(file: &Path) -> Result<()> {
     match spec.arrivals {
         Arrivals::Closed { in_flight } => closed::run(&sender, in_flight, start, &mut tally).await,
         Arrivals::Poisson { per_second } => {
-            open::run(&sender, schedule::poisson(per_second, end, spec.seed), start, &mut tally).await;
+            let times = schedule::poisson(per_second, spec.quiet..end, spec.seed);
+            open::run(&sender, times, start, &mut tally).await;
         }
         Arrivals::Burst { count } => open::run(&sender, schedule::burst(count), start, &mut tally).await,
     }

@@ -13,9 +13,9 @@ use crate::stack::Stack;
 use crate::workload::Workload;
 
 /// Premium's own rate, of the capacity: far below its share, so that every wait is the flood's doing.
-const PREMIUM_PART: f64 = 0.05;
+pub(in crate::scenarios) const PREMIUM_PART: f64 = 0.05;
 /// A flood lasts so many times the benchmark's duration.
-const LENGTH: u32 = 6;
+pub(in crate::scenarios) const LENGTH: u32 = 6;
 /// Budget of every request; an answer that comes later is no good.
 pub(super) const DEADLINE: Duration = Duration::from_secs(1);
 /// The time whose work may wait in a tier's queue, by Little's law: what is let in can be served before its deadline.
@@ -36,6 +36,9 @@ fn stack<'a>(context: &'a Context, case: Case) -> Result<Stack<'a>> {
     if case.is_reserved {
         stack.reserve_instance("premium")?;
     }
+    if let Some(time) = case.batch_time {
+        stack.limit_batches(time)?;
+    }
     stack.start_worker(&[])?;
     Ok(stack)
 }
@@ -46,27 +49,47 @@ pub(super) fn calm(context: &Context, case: Case, run: u64) -> Result<Calm> {
     let capacity = stack.capacity()?;
     let mut spec = premium(&stack, capacity, run);
     spec.duration = context.duration() * 2;
-    let premium = stack.run(vec![spec])?.outcomes.remove(0).checked()?;
+    let premium = stack.run(vec![spec.clone()])?.outcomes.remove(0).checked()?;
+    let beside = beside_loop(context, &stack, spec)?;
     stack.limit_queues(queue_length(capacity))?;
     let once = Case { factor: 1.0, client: ClientKind::Library, ..case };
     let specs = both(&stack, context, once, capacity, run + 3000);
     let outcomes = stack.run(specs)?.outcomes.into_iter().map(Outcome::checked);
     let open: f64 = outcomes.map(|outcome| outcome.map(|outcome| outcome.rate())).sum::<Result<f64>>()?;
     stack.stop()?;
+    let premium_text = |outcome: &Outcome| {
+        let [p50, p99] = [0.5, 0.99].map(|quantile| outcome.latency_ms(quantile));
+        let [worker_p50, worker_p99] = [0.5, 0.99].map(|quantile| outcome.in_worker_ms(quantile));
+        format!("p50 / p99 {p50:.1} / {p99:.1} ms (in the worker {worker_p50:.1} / {worker_p99:.1})")
+    };
     eprintln!(
-        "  capacity {capacity:.0}/s, {open:.0}/s served when that is offered, premium alone p50 / p99 {:.1} / {:.1} ms",
-        premium.latency_ms(0.5),
-        premium.latency_ms(0.99),
+        "  capacity {capacity:.0}/s, {open:.0}/s served when that is offered\n  premium alone {}\n  beside a raw loop {}",
+        premium_text(&premium),
+        premium_text(&beside),
     );
-    Ok(Calm { capacity, open, premium })
+    Ok(Calm { capacity, open, premium, beside })
 }
 
-/// Premium's client and the flood's, which sends what premium leaves of the case's load, for the whole length; the first second
-/// counts too, since the onset is what hurts.
+/// Premium alone while the raw loop keeps a core busy with the model's best batches: what is left of a machine on which somebody else
+/// computes, even were the others' requests, and what broker and clients do for them, for nothing.
+fn beside_loop(context: &Context, stack: &Stack<'_>, spec: Spec) -> Result<Outcome> {
+    let (raw, batch) = (context.raw()?, MODEL.batches().last().copied().unwrap_or(1));
+    let whole = spec.warm_up + spec.duration;
+    std::thread::scope(|scope| {
+        let raw = scope.spawn(move || raw.at(MODEL, batch, whole));
+        let outcome = stack.run(vec![spec])?.outcomes.remove(0).checked();
+        raw.join().map_err(|_| anyhow::anyhow!("the raw loop panicked"))??;
+        outcome
+    })
+}
+
+/// Premium's client, and the flood's, which sends what premium leaves of the case's load, for the whole length. Premium has warmed
+/// the fleet up by then; the flood has no warm-up, since its onset is what hurts.
 fn both(stack: &Stack<'_>, context: &Context, case: Case, capacity: f64, seed: u64) -> Vec<Spec> {
     let mut premium = premium(stack, capacity, seed);
-    (premium.warm_up, premium.duration) = (Duration::ZERO, context.duration() * LENGTH);
+    premium.duration = context.duration() * LENGTH;
     let mut free = Spec { tier: "free".to_owned(), client: case.client, ..premium.clone() };
+    free.quiet = free.warm_up;
     free.arrivals = Arrivals::Poisson { per_second: capacity * (case.factor - PREMIUM_PART) };
     free.seed = seed + 1000;
     vec![premium, free]

@@ -3,7 +3,11 @@
 mod measure;
 mod report;
 
+use std::time::Duration;
+
 use anyhow::Result;
+
+pub(super) use measure::{LENGTH, PREMIUM_PART};
 
 use crate::context::Context;
 use crate::load::{ClientKind, Outcome};
@@ -11,7 +15,7 @@ use crate::report::Section;
 use crate::workload::Model;
 
 /// The model that floods are measured on: batching pays, and neither broker nor clients are the limit.
-const MODEL: Model = Model::Mid;
+pub(super) const MODEL: Model = Model::Mid;
 
 /// How much is offered, and by whom.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +25,8 @@ struct Case {
     client: ClientKind,
     /// Whether premium has an instance of its own.
     is_reserved: bool,
+    /// How long a batch may take, where that is not the default.
+    batch_time: Option<Duration>,
 }
 
 impl Case {
@@ -32,7 +38,7 @@ impl Case {
 }
 
 fn cases() -> Vec<Case> {
-    let shared = |factor, client| Case { factor, client, is_reserved: false };
+    let shared = |factor, client| Case { factor, client, is_reserved: false, batch_time: None };
     vec![
         shared(3.0, ClientKind::Library),
         shared(10.0, ClientKind::Library),
@@ -45,25 +51,38 @@ fn cases() -> Vec<Case> {
 
 /// What holds without a flood.
 #[derive(Clone)]
-struct Calm {
+pub(super) struct Calm {
     /// Requests a second in a closed loop.
-    capacity: f64,
+    pub(super) capacity: f64,
     /// Results a second when no more than the capacity is offered, by clients like the flood's.
     open: f64,
-    premium: Outcome,
+    pub(super) premium: Outcome,
+    /// Premium alone beside the raw loop on the same cores.
+    beside: Outcome,
 }
 
 /// One run of a case.
-struct Measured {
-    calm: Calm,
+pub(super) struct Measured {
+    pub(super) calm: Calm,
     /// CPU microseconds of a refused publish, client and broker, where the flood's clients ignore refusals.
     refusal_us: Option<f64>,
-    premium: Outcome,
-    free: Outcome,
+    pub(super) premium: Outcome,
+    pub(super) free: Outcome,
     /// Cores kept busy: premium's client, the flood's, worker, broker.
     cores: [f64; 4],
     /// The broker's memory before, and at most.
     memory_mib: [u64; 2],
+}
+
+/// One run of the model at so many times its capacity, by library clients: what a peer's is compared with.
+pub(super) fn once(
+    context: &Context,
+    factor: f64,
+    batch_time: Option<Duration>,
+    run: u64,
+) -> Result<Measured> {
+    let case = Case { factor, client: ClientKind::Library, is_reserved: false, batch_time };
+    measure::flood(context, case, &measure::calm(context, case, run)?, run)
 }
 
 pub(super) fn run(context: &Context) -> Result<Option<Section>> {

@@ -13,7 +13,7 @@ use crate::report::{Figure, Section, Spread, cores};
 type Of = fn(&Measured) -> &Outcome;
 type Column = (&'static str, fn(&[Measured]) -> String);
 
-const LATENCY: [Column; 7] = [
+const LATENCY: [Column; 9] = [
     ("premium alone p50 / p99 ms", |runs| both(runs, |run| &run.calm.premium)),
     ("in the flood p50 / p99 ms", |runs| both(runs, |run| &run.premium)),
     ("of it in the worker", |runs| {
@@ -22,6 +22,10 @@ const LATENCY: [Column; 7] = [
     }),
     ("p99, times alone", |runs| {
         Spread::of(runs, |run| run.premium.latency_ms(0.99) / run.calm.premium.latency_ms(0.99)).ratio()
+    }),
+    ("alone beside a raw loop p50 / p99 ms", |runs| both(runs, |run| &run.calm.beside)),
+    ("p99, times that", |runs| {
+        Spread::of(runs, |run| run.premium.latency_ms(0.99) / run.calm.beside.latency_ms(0.99)).ratio()
     }),
     ("free p50 / p99 ms", |runs| both(runs, |run| &run.free)),
     ("generators' lag p99 ms: premium, free", |runs| {

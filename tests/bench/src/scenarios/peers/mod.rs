@@ -3,6 +3,7 @@
 mod amqp;
 mod answer;
 mod closed_loop;
+mod flood;
 mod http;
 mod peer;
 mod table;
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result};
 use millrace_common::amqp::topology::QueueKind;
 use millrace_harness::setup;
 
+use super::flood::MODEL;
 use crate::cli::Scenario;
 use crate::context::Context;
 use crate::load::Arrivals;
@@ -33,14 +35,28 @@ fn cases() -> Vec<Workload> {
 
 pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     let cases = context.selected(cases(), Workload::name);
-    if cases.is_empty() {
+    let has_flood = flood::NAME.contains(&context.options.only);
+    if cases.is_empty() && !has_flood {
         return Ok(None);
     }
     let python = setup::python_environment(&environment()?, &sources().join("requirements.txt"))?;
     let results =
         context.alternate("peers", &cases, Workload::name, |case, _| measure(context, &python, *case))?;
     let mut section = Section::new(Scenario::Peers, context);
-    section.table(&COLUMNS, cases.iter().zip(&results).flat_map(|(case, runs)| rows(case, runs)).collect());
+    if !cases.is_empty() {
+        section
+            .table(&COLUMNS, cases.iter().zip(&results).flat_map(|(case, runs)| rows(case, runs)).collect());
+    }
+    if has_flood {
+        let workload = Workload { queue_type: QueueKind::Classic, ..Workload::of(MODEL) };
+        let expected = context.raw()?.answer(MODEL)?;
+        let task = Task { context, python: &python, workload, expected: &expected };
+        let measure = |_: &&str, run| flood::measure(&task, run);
+        let floods = context.alternate("peers", &[flood::NAME], ToString::to_string, measure)?;
+        let floods = &floods[0];
+        section.text("Premium's latency in a flood of three times the capacity of each, *mid*:");
+        section.table(&flood::COLUMNS, flood::rows(floods));
+    }
     Ok(Some(section))
 }
 
@@ -53,6 +69,7 @@ fn measure(context: &Context, python: &Path, workload: Workload) -> Result<Run> 
             Contestant::Single => fleet(&task, workload),
             Contestant::Packed => fleet(&task, Workload { is_packed: true, ..workload }),
             Contestant::Peer(peer) => context.runtime.block_on(peer.measure(&task)),
+            Contestant::Limit => limit(&task),
         }?;
         eprintln!("  {}: {:.0}/s", who.name(), figures.rate);
         Ok(figures)
@@ -77,6 +94,13 @@ fn fleet(task: &Task<'_>, workload: Workload) -> Result<Figures> {
         p50_ms: outcome.latency_ms(0.5),
         p99_ms: outcome.latency_ms(0.99),
     })
+}
+
+/// The model alone, in this process.
+fn limit(task: &Task<'_>) -> Result<Figures> {
+    let pace = task.context.raw()?.best(task.workload.model, task.context.duration())?;
+    let run_ms = pace.batch as f64 / pace.rows * 1e3;
+    Ok(Figures { rate: pace.rows, cpu_us: [0.0, pace.cpu_us, 0.0], p50_ms: run_ms, p99_ms: run_ms })
 }
 
 /// Beside the build profile's directory, in which this program lies: `cargo clean` removes it.

@@ -64,31 +64,48 @@ impl Peer {
 
 async fn celery(task: &Task<'_>) -> Result<Figures> {
     let queue = format!("peer.celery.{}", task.workload.queue_type);
+    let (worker, request) = celery_worker(task, &queue, None).await?;
+    over_amqp(task, worker, &queue, ReplyQueue::Transient, request).await
+}
+
+/// A worker of a queue of its own, and a message for it, as Celery itself writes it. Where the queue has priorities the worker takes
+/// so many tasks ahead.
+pub(super) async fn celery_worker(
+    task: &Task<'_>,
+    queue: &str,
+    prefetch: Option<u16>,
+) -> Result<(Process, Message)> {
     let url = task.context.broker.amqp_url();
-    amqp::declare(&url, &queue, task.workload.queue_type).await?;
-    // Celery itself writes the message that is then repeated.
+    let max_priority = prefetch.map(|_| amqp::MAX_PRIORITY);
+    amqp::declare(&url, queue, task.workload.queue_type, max_priority).await?;
     let sample_queue = format!("{queue}.sample");
-    amqp::declare(&url, &sample_queue, QueueKind::Classic).await?;
-    let mut sender = task.start(&queue, |command, _| {
+    amqp::declare(&url, &sample_queue, QueueKind::Classic, None).await?;
+    let mut sender = task.start(queue, |command, _| {
         command.args(["-m", "celery_app", &sample_queue]).env("PEER_POOL", "solo");
     })?;
     sender.wait_for_line(READY, START)?;
     let request = amqp::take(&url, &sample_queue).await?;
-    let worker = task.start(&queue, |command, _| {
+    let mut worker = task.start(queue, |command, _| {
         command.args(["-m", "celery", "--quiet", "--app", "celery_app", "worker", "--loglevel", "WARNING"]);
         command.args(["--without-gossip", "--without-mingle", "--without-heartbeat"]);
         // See `celery_app.py`.
         command.env("PEER_POOL", if task.workload.model == Model::Tiny { "solo" } else { "prefork" });
+        if let Some(prefetch) = prefetch {
+            command.env("PEER_MAX_PRIORITY", amqp::MAX_PRIORITY.to_string());
+            command.env("PEER_PREFETCH", prefetch.to_string());
+        }
     })?;
-    over_amqp(task, worker, &queue, ReplyQueue::Transient, request).await
+    worker.wait_for_line(READY, START)?;
+    Ok((worker, request))
 }
 
 async fn aio_pika(task: &Task<'_>) -> Result<Figures> {
     let queue = format!("peer.aio-pika.{}", task.workload.queue_type);
-    amqp::declare(&task.context.broker.amqp_url(), &queue, task.workload.queue_type).await?;
-    let worker = task.start(&queue, |command, _| {
+    amqp::declare(&task.context.broker.amqp_url(), &queue, task.workload.queue_type, None).await?;
+    let mut worker = task.start(&queue, |command, _| {
         command.args(["-m", "aio_pika_worker"]);
     })?;
+    worker.wait_for_line(READY, START)?;
     let properties = BasicProperties::default().with_delivery_mode(2);
     let request = Message { properties, body: task.workload.model.row_bytes().1 };
     over_amqp(task, worker, &queue, ReplyQueue::Durable, request).await
@@ -96,12 +113,11 @@ async fn aio_pika(task: &Task<'_>) -> Result<Figures> {
 
 async fn over_amqp(
     task: &Task<'_>,
-    mut worker: Process,
+    worker: Process,
     queue: &str,
     replies: ReplyQueue,
     request: Message,
 ) -> Result<Figures> {
-    worker.wait_for_line(READY, START)?;
     let mut client = amqp::Client::connect(&task.context.broker.amqp_url(), queue, replies, request).await?;
     answer::check(queue, &client.ask().await?, task.expected)?;
     let broker = Some(u32::try_from(task.context.broker.process().pid())?);

@@ -23,16 +23,19 @@ pub(super) enum Contestant {
     /// The fleet as it is by default: the client joins rows.
     Packed,
     Peer(Peer),
+    /// ONNX Runtime in a loop: what nobody can exceed.
+    Limit,
 }
 
 impl Contestant {
     /// In the order of measuring; the fleet's come first.
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Single,
         Self::Packed,
         Self::Peer(Peer::Celery),
         Self::Peer(Peer::AioPika),
         Self::Peer(Peer::Mosec),
+        Self::Limit,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -40,6 +43,7 @@ impl Contestant {
             Self::Single => "**fleet**, a row a message",
             Self::Packed => "**fleet**, packed",
             Self::Peer(peer) => peer.name(),
+            Self::Limit => "raw loop (the limit)",
         }
     }
 }
@@ -56,7 +60,9 @@ fn row(case: &Workload, who: Contestant, index: usize, runs: &[Run]) -> Vec<Stri
     let spread = |value: &dyn Fn(&Figures) -> f64| Spread::of(runs, |run| value(&run[index]));
     // Run by run: a noisy minute hits both.
     let ratio = |fleet: usize| match who {
-        Contestant::Peer(_) => Spread::of(runs, |run| run[fleet].rate / run[index].rate).ratio(),
+        Contestant::Peer(_) | Contestant::Limit => {
+            Spread::of(runs, |run| run[fleet].rate / run[index].rate).ratio()
+        }
         Contestant::Single | Contestant::Packed => String::new(),
     };
     let cpu: Vec<f64> = (0..3).map(|side| spread(&|figures| figures.cpu_us[side]).median).collect();
