@@ -63,17 +63,15 @@ impl<'a> Stack<'a> {
         Ok(Self { context, workload, prefix, repository, policy: None, workers: Vec::new() })
     }
 
-    /// Gives the tier an instance that serves nothing else, beside the one for all; for workers started from now on.
-    pub(crate) fn reserve_instance(&self, tier: &str) -> Result<()> {
-        let config = format!("{ONE_INSTANCE}\n{ONE_INSTANCE}tiers = [\"{tier}\"]\n");
-        models::write_config(self.repository.path(), self.workload.model.name(), &config)?;
-        Ok(())
-    }
-
-    /// Bounds the time of a batch; for workers started from now on.
-    pub(crate) fn limit_batches(&self, time: Duration) -> Result<()> {
-        let micros = time.as_micros();
-        let config = format!("{ONE_INSTANCE}\n[dynamic_batching]\nmax_batch_time_microseconds = {micros}\n");
+    /// Configures the model for workers started from now on: a tier with an instance that serves nothing else, beside the one for all,
+    /// and how long a batch may take.
+    pub(crate) fn configure_model(&self, reserved: Option<&str>, batch_time: Option<Duration>) -> Result<()> {
+        let reserved =
+            reserved.map(|tier| format!("\n{ONE_INSTANCE}tiers = [\"{tier}\"]\n")).unwrap_or_default();
+        let batching = batch_time.map(|time| {
+            format!("\n[dynamic_batching]\nmax_batch_time_microseconds = {}\n", time.as_micros())
+        });
+        let config = [ONE_INSTANCE, &reserved, &batching.unwrap_or_default()].concat();
         models::write_config(self.repository.path(), self.workload.model.name(), &config)?;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What is asked of a fleet: models, encodings, queue types.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -98,13 +99,21 @@ impl Model {
     /// Writes it into a repository and returns its file.
     pub(crate) fn write(self, repository: &Path) -> Result<PathBuf> {
         if let Some(generated) = self.generated() {
-            return models::write(repository, self.name(), 1, &generated);
+            let file = models::write(repository, self.name(), 1, &generated)?;
+            // Or the disk would be busy with it while something is measured.
+            File::open(&file)?.sync_all()?;
+            return Ok(file);
         }
         let target = repository.join(self.name()).join("1");
         std::fs::create_dir_all(&target)?;
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../compose/models/digits/1/model.onnx");
         std::fs::copy(source, target.join("model.onnx"))?;
         Ok(target.join("model.onnx"))
+    }
+
+    /// Where larger batches stop paying.
+    pub(crate) fn largest_batch(self) -> usize {
+        self.batches().iter().copied().max().unwrap_or(1)
     }
 
     /// Batch sizes that the raw loop tries; its best counts.

@@ -1,9 +1,10 @@
 //! The raw ONNX Runtime loop: the same model with the same threads, nothing around it.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use ort::environment::Environment;
 use ort::session::Session;
 use ort::value::TensorRef;
@@ -40,7 +41,7 @@ impl RawLoop {
         let mut session = self.session(model)?;
         let batches = model.batches();
         let each = duration / u32::try_from(batches.len())?;
-        let paces = batches.iter().map(|&batch| pace(&mut session, model, batch, each));
+        let paces = batches.iter().map(|&batch| pace(&mut session, model, batch, |elapsed| elapsed < each));
         let paces = paces.collect::<Result<Vec<_>>>()?;
         let best = paces.into_iter().max_by(|a, b| a.rows.total_cmp(&b.rows));
         best.context("no batch size to try")
@@ -48,7 +49,26 @@ impl RawLoop {
 
     /// At this batch size.
     pub(crate) fn at(&self, model: Model, batch: usize, duration: Duration) -> Result<Pace> {
-        pace(&mut self.session(model)?, model, batch.max(1), duration)
+        pace(&mut self.session(model)?, model, batch.max(1), |elapsed| elapsed < duration)
+    }
+
+    /// Does `work` while the model runs in batches of this size, all the time, on one thread.
+    pub(crate) fn beside<T>(
+        &self,
+        model: Model,
+        batch: usize,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let mut session = self.session(model)?;
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let goes_on = |_| !is_over.load(Ordering::Relaxed);
+            let running = scope.spawn(move || pace(&mut session, model, batch, goes_on));
+            let done = work();
+            is_over.store(true, Ordering::Relaxed);
+            running.join().map_err(|_| anyhow!("the raw loop panicked"))??;
+            done
+        })
     }
 
     /// What a model with FP32 inputs makes of its row.
@@ -73,7 +93,13 @@ impl RawLoop {
     }
 }
 
-fn pace(session: &mut Session, model: Model, batch: usize, duration: Duration) -> Result<Pace> {
+/// Runs batches as long as that holds of the time since the first, three at least.
+fn pace(
+    session: &mut Session,
+    model: Model,
+    batch: usize,
+    goes_on: impl Fn(Duration) -> bool,
+) -> Result<Pace> {
     let shape = [vec![i64::try_from(batch)?], model.row()].concat();
     let values = model.values(batch);
     let mut run = || -> Result<()> {
@@ -92,7 +118,7 @@ fn pace(session: &mut Session, model: Model, batch: usize, duration: Duration) -
     run()?;
     let (started, cpu_before) = (Instant::now(), cpu::of(std::process::id()));
     let mut runs = 0u32;
-    while started.elapsed() < duration || runs < 3 {
+    while goes_on(started.elapsed()) || runs < 3 {
         run()?;
         runs += 1;
     }

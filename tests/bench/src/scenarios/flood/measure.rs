@@ -6,7 +6,7 @@ use anyhow::Result;
 use millrace_common::amqp::connection::Connector;
 use millrace_common::amqp::topology::{Topology, apply};
 
-use super::{Calm, Case, MODEL, Measured};
+use super::{Alone, Calm, Case, Flooded, MODEL};
 use crate::context::Context;
 use crate::load::{Arrivals, ClientKind, Outcome, Spec};
 use crate::stack::Stack;
@@ -33,54 +33,54 @@ pub(super) fn queue_length(capacity: f64) -> u64 {
 /// A worker as the case wants it.
 fn stack<'a>(context: &'a Context, case: Case) -> Result<Stack<'a>> {
     let mut stack = Stack::new(context, "flood", Workload::of(MODEL))?;
-    if case.is_reserved {
-        stack.reserve_instance("premium")?;
-    }
-    if let Some(time) = case.batch_time {
-        stack.limit_batches(time)?;
-    }
+    stack.configure_model(case.is_reserved.then_some("premium"), case.batch_time)?;
     stack.start_worker(&[])?;
     Ok(stack)
 }
 
-/// Capacity, premium's latency at its own rate alone, and what is served when no more than the capacity is offered.
+/// Capacity, and premium's latency at its own rate alone.
+pub(super) fn alone(context: &Context, case: Case, run: u64) -> Result<Alone> {
+    let stack = stack(context, case)?;
+    let alone = alone_on(&stack, context, run)?;
+    stack.stop()?;
+    Ok(alone)
+}
+
+fn alone_on(stack: &Stack<'_>, context: &Context, run: u64) -> Result<Alone> {
+    let capacity = stack.capacity()?;
+    let premium = premium_alone(stack, context, capacity, run)?;
+    eprintln!("  capacity {capacity:.0}/s; premium alone {}", latency(&premium));
+    Ok(Alone { capacity, premium })
+}
+
+fn premium_alone(stack: &Stack<'_>, context: &Context, capacity: f64, run: u64) -> Result<Outcome> {
+    let mut spec = premium(stack, capacity, run);
+    spec.duration = context.duration() * 2;
+    stack.run(vec![spec])?.outcomes.remove(0).checked()
+}
+
+/// Also premium's latency while something else keeps a core busy, and what is served when no more than the capacity is offered.
 pub(super) fn calm(context: &Context, case: Case, run: u64) -> Result<Calm> {
     let mut stack = stack(context, case)?;
-    let capacity = stack.capacity()?;
-    let mut spec = premium(&stack, capacity, run);
-    spec.duration = context.duration() * 2;
-    let premium = stack.run(vec![spec.clone()])?.outcomes.remove(0).checked()?;
-    let beside = beside_loop(context, &stack, spec)?;
+    let alone = alone_on(&stack, context, run)?;
+    let capacity = alone.capacity;
+    let beside = context
+        .raw()?
+        .beside(MODEL, MODEL.largest_batch(), || premium_alone(&stack, context, capacity, run))?;
     stack.limit_queues(queue_length(capacity))?;
     let once = Case { factor: 1.0, client: ClientKind::Library, ..case };
     let specs = both(&stack, context, once, capacity, run + 3000);
     let outcomes = stack.run(specs)?.outcomes.into_iter().map(Outcome::checked);
     let open: f64 = outcomes.map(|outcome| outcome.map(|outcome| outcome.rate())).sum::<Result<f64>>()?;
     stack.stop()?;
-    let premium_text = |outcome: &Outcome| {
-        let [p50, p99] = [0.5, 0.99].map(|quantile| outcome.latency_ms(quantile));
-        let [worker_p50, worker_p99] = [0.5, 0.99].map(|quantile| outcome.in_worker_ms(quantile));
-        format!("p50 / p99 {p50:.1} / {p99:.1} ms (in the worker {worker_p50:.1} / {worker_p99:.1})")
-    };
-    eprintln!(
-        "  capacity {capacity:.0}/s, {open:.0}/s served when that is offered\n  premium alone {}\n  beside a raw loop {}",
-        premium_text(&premium),
-        premium_text(&beside),
-    );
-    Ok(Calm { capacity, open, premium, beside })
+    eprintln!("  {open:.0}/s served when that is offered; premium beside a raw loop {}", latency(&beside));
+    Ok(Calm { alone, beside, open })
 }
 
-/// Premium alone while the raw loop keeps a core busy with the model's best batches: what is left of a machine on which somebody else
-/// computes, even were the others' requests, and what broker and clients do for them, for nothing.
-fn beside_loop(context: &Context, stack: &Stack<'_>, spec: Spec) -> Result<Outcome> {
-    let (raw, batch) = (context.raw()?, MODEL.batches().last().copied().unwrap_or(1));
-    let whole = spec.warm_up + spec.duration;
-    std::thread::scope(|scope| {
-        let raw = scope.spawn(move || raw.at(MODEL, batch, whole));
-        let outcome = stack.run(vec![spec])?.outcomes.remove(0).checked();
-        raw.join().map_err(|_| anyhow::anyhow!("the raw loop panicked"))??;
-        outcome
-    })
+fn latency(outcome: &Outcome) -> String {
+    let [p50, p99] = [0.5, 0.99].map(|quantile| outcome.latency_ms(quantile));
+    let [worker_p50, worker_p99] = [0.5, 0.99].map(|quantile| outcome.in_worker_ms(quantile));
+    format!("p50 / p99 {p50:.1} / {p99:.1} ms (in the worker {worker_p50:.1} / {worker_p99:.1})")
 }
 
 /// Premium's client, and the flood's, which sends what premium leaves of the case's load, for the whole length. Premium has warmed
@@ -102,21 +102,18 @@ fn premium(stack: &Stack<'_>, capacity: f64, run: u64) -> Spec {
 }
 
 /// Both tiers, premium's beside the flood's.
-pub(super) fn flood(context: &Context, case: Case, calm: &Calm, run: u64) -> Result<Measured> {
+pub(super) fn flood(context: &Context, case: Case, capacity: f64, run: u64) -> Result<Flooded> {
     let mut stack = stack(context, case)?;
-    stack.limit_queues(queue_length(calm.capacity))?;
-    let specs = both(&stack, context, case, calm.capacity, run + 1000);
+    stack.limit_queues(queue_length(capacity))?;
+    let specs = both(&stack, context, case, capacity, run + 1000);
     let mut run = stack.run(specs)?;
     stack.stop()?;
     let free = run.outcomes.pop().ok_or_else(|| anyhow::anyhow!("two clients ran"))?;
     let premium = run.outcomes.remove(0);
     for (tier, outcome) in [("premium", &premium), ("free", &free)] {
         eprintln!(
-            "  {tier} p50 / p99 {:.1} / {:.1} ms (in the worker {:.1} / {:.1}), {:.0} answers/s, {:?}, lag p99 {:.1} ms{}",
-            outcome.latency_ms(0.5),
-            outcome.latency_ms(0.99),
-            outcome.in_worker_ms(0.5),
-            outcome.in_worker_ms(0.99),
+            "  {tier} {}, {:.0} answers/s, {:?}, lag p99 {:.1} ms{}",
+            latency(outcome),
             outcome.rate(),
             outcome.counts,
             outcome.lag_ms(0.99),
@@ -124,14 +121,8 @@ pub(super) fn flood(context: &Context, case: Case, calm: &Calm, run: u64) -> Res
         );
     }
     let cpu = [run.client_cpu[0], run.client_cpu[1], run.worker_cpu, run.broker_cpu];
-    Ok(Measured {
-        calm: calm.clone(),
-        refusal_us: None,
-        premium,
-        free,
-        cores: cpu.map(|cpu| cpu.as_secs_f64() / run.seconds),
-        memory_mib: run.memory_mib,
-    })
+    let cores = cpu.map(|cpu| cpu.as_secs_f64() / run.seconds);
+    Ok(Flooded { premium, free, cores, memory_mib: run.memory_mib })
 }
 
 /// CPU microseconds of a refused publish, client and broker: into a queue that is full and that nobody reads.

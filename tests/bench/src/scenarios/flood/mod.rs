@@ -51,21 +51,26 @@ fn cases() -> Vec<Case> {
 
 /// What holds without a flood.
 #[derive(Clone)]
-pub(super) struct Calm {
+pub(super) struct Alone {
     /// Requests a second in a closed loop.
     pub(super) capacity: f64,
-    /// Results a second when no more than the capacity is offered, by clients like the flood's.
-    open: f64,
+    /// Premium alone.
     pub(super) premium: Outcome,
-    /// Premium alone beside the raw loop on the same cores.
-    beside: Outcome,
 }
 
-/// One run of a case.
-pub(super) struct Measured {
-    pub(super) calm: Calm,
-    /// CPU microseconds of a refused publish, client and broker, where the flood's clients ignore refusals.
-    refusal_us: Option<f64>,
+/// The same, and what a flood is to be compared with.
+#[derive(Clone)]
+struct Calm {
+    alone: Alone,
+    /// Premium alone while the raw loop keeps a core busy: a bound from below, as if broker and clients did the others' requests for
+    /// nothing.
+    beside: Outcome,
+    /// Results a second when no more than the capacity is offered, by clients like the flood's.
+    open: f64,
+}
+
+/// What was seen in a flood.
+pub(super) struct Flooded {
     pub(super) premium: Outcome,
     pub(super) free: Outcome,
     /// Cores kept busy: premium's client, the flood's, worker, broker.
@@ -74,15 +79,25 @@ pub(super) struct Measured {
     memory_mib: [u64; 2],
 }
 
+/// One run of a case.
+struct Measured {
+    calm: Calm,
+    flooded: Flooded,
+    /// CPU microseconds of a refused publish, client and broker, where the flood's clients ignore refusals.
+    refusal_us: Option<f64>,
+}
+
 /// One run of the model at so many times its capacity, by library clients: what a peer's is compared with.
 pub(super) fn once(
     context: &Context,
     factor: f64,
     batch_time: Option<Duration>,
     run: u64,
-) -> Result<Measured> {
+) -> Result<(Alone, Flooded)> {
     let case = Case { factor, client: ClientKind::Library, is_reserved: false, batch_time };
-    measure::flood(context, case, &measure::calm(context, case, run)?, run)
+    let alone = measure::alone(context, case, run)?;
+    let flooded = measure::flood(context, case, alone.capacity, run)?;
+    Ok((alone, flooded))
 }
 
 pub(super) fn run(context: &Context) -> Result<Option<Section>> {
@@ -107,9 +122,9 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
                 }
             };
             eprintln!("{progress}: {}", case.name());
-            let measured = measure::flood(context, *case, calm, run)?;
+            let flooded = measure::flood(context, *case, calm.alone.capacity, run)?;
             let refusal_us = refusal_us.filter(|_| case.client == ClientKind::Raw);
-            results.push(Measured { refusal_us, ..measured });
+            results.push(Measured { calm: calm.clone(), flooded, refusal_us });
         }
     }
     report::section(context, &cases, &results).map(Some)

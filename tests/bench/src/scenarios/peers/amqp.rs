@@ -22,8 +22,8 @@ use crate::limits::sample::Message;
 /// Replies acknowledged at once.
 const ACK_EVERY: u64 = 32;
 const ANSWER: Duration = Duration::from_secs(30);
-/// Priorities of a queue that has any, and those of the two tiers.
-pub(super) const MAX_PRIORITY: u8 = 9;
+/// Priorities of a queue that has any: the fewest that two tiers need, since each costs the broker something.
+pub(super) const MAX_PRIORITY: u8 = 1;
 const PREMIUM: Option<u8> = Some(MAX_PRIORITY);
 const FREE: Option<u8> = Some(0);
 
@@ -53,11 +53,11 @@ pub(super) struct Client {
 
 /// What became of two tiers' requests.
 pub(super) struct Flooded {
-    /// Latencies of premium's, from their intended times, in order of length; all were answered.
+    /// Latencies of premium's, from their intended times, ascending; all were answered.
     pub(super) premium: Vec<Duration>,
     /// Answers within the time of sending.
     pub(super) answers: usize,
-    /// Latencies of free's that were answered by the end, in order of length.
+    /// Latencies of free's that were answered by the end, ascending.
     pub(super) free: Vec<Duration>,
 }
 
@@ -133,7 +133,12 @@ impl Client {
                 }
             }
         }
-        Ok(tally.finish())
+        let figures = tally.finish();
+        // One that was not polled yet was not sent either.
+        while let Some(confirmed) = confirms.next().await {
+            ensure!(confirmed, "the broker did not take a request");
+        }
+        Ok(figures)
     }
 
     /// Waits until nothing is under way any more.
@@ -242,6 +247,14 @@ pub(super) async fn declare(
     channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments).await?;
     connection.close(200, "OK".into()).await?;
     Ok(())
+}
+
+/// Deletes a queue with what waits in it.
+pub(super) async fn delete(url: &str, queue: &str) -> Result<()> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+    Ok(connection.close(200, "OK".into()).await?)
 }
 
 /// Takes the only message of a queue.

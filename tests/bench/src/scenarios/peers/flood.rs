@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use millrace_common::amqp::topology::QueueKind;
+use anyhow::{Context as _, Result, ensure};
 
 use super::amqp::{self, Flooded, ReplyQueue};
+use super::answer;
 use super::closed_loop::Processes;
 use super::peer::{Task, celery_worker};
 use crate::load::poisson;
@@ -14,7 +14,7 @@ use crate::scenarios::flood::{self, LENGTH, PREMIUM_PART};
 
 /// Offered, of the capacity.
 const FACTOR: f64 = 3.0;
-/// Who is compared: the fleet by how long a batch may take, and Celery by how many tasks its worker takes ahead.
+/// Who is compared, the first with all others: the fleet by how long a batch may take, and Celery by how many tasks its worker takes ahead.
 const SIDES: [Who; 5] = [
     Who::Fleet(None),
     Who::Fleet(Some(Duration::from_millis(10))),
@@ -30,7 +30,7 @@ pub(super) const COLUMNS: [&str; 7] = [
     "served /s in the flood",
     "premium alone p50 / p99 ms",
     "premium in the flood p50 / p99 ms",
-    "the fleet's p99 ÷ this",
+    "this p99 ÷ the fleet's",
     "free, as far as answered, p50 / p99 ms",
 ];
 
@@ -78,21 +78,25 @@ pub(super) fn measure(task: &Task<'_>, run: u64) -> Result<Run> {
 }
 
 fn fleet(task: &Task<'_>, batch_time: Option<Duration>, run: u64) -> Result<Side> {
-    let measured = flood::once(task.context, FACTOR, batch_time, run)?;
-    let outcomes = [&measured.calm.premium, &measured.premium, &measured.free];
+    let (alone, flooded) = flood::once(task.context, FACTOR, batch_time, run)?;
+    let outcomes = [&alone.premium, &flooded.premium, &flooded.free];
+    for premium in &outcomes[..2] {
+        ensure!(premium.counts.served == premium.counts.offered, "premium requests were not served");
+    }
     Ok(Side {
-        capacity: measured.calm.capacity,
-        served: measured.premium.rate() + measured.free.rate(),
+        capacity: alone.capacity,
+        served: flooded.premium.rate() + flooded.free.rate(),
         latencies_ms: outcomes.map(|outcome| [0.5, 0.99].map(|quantile| outcome.latency_ms(quantile))),
     })
 }
 
-/// Celery with a queue that has priorities, which a quorum queue cannot have.
+/// Celery with a queue that has priorities, as quorum queues have none before RabbitMQ 4.
 async fn celery(task: &Task<'_>, prefetch: u16, run: u64) -> Result<Side> {
     let (context, url) = (task.context, task.context.broker.amqp_url());
     let queue = "peer.celery.priorities";
     let (worker, request) = celery_worker(task, queue, Some(prefetch)).await?;
     let mut client = amqp::Client::connect(&url, queue, ReplyQueue::Transient, request).await?;
+    answer::check(queue, &client.ask().await?, task.expected)?;
     let processes = Processes { worker: worker.pid(), broker: None };
     let capacity = client.load(task.workload.in_flight(), processes, context.duration()).await?.rate;
     client.settle().await?;
@@ -103,7 +107,8 @@ async fn celery(task: &Task<'_>, prefetch: u16, run: u64) -> Result<Side> {
     let free = poisson(capacity * (FACTOR - PREMIUM_PART), Duration::ZERO..length, run + 2000);
     let flooded = client.flood(premium(length, run + 1000), free, length).await?;
     drop(worker);
-    amqp::declare(&url, queue, QueueKind::Classic, None).await?;
+    // Its backlog must not burden what comes next.
+    amqp::delete(&url, queue).await?;
     let Flooded { premium, answers, free } = flooded;
     Ok(Side {
         capacity,
@@ -112,9 +117,9 @@ async fn celery(task: &Task<'_>, prefetch: u16, run: u64) -> Result<Side> {
     })
 }
 
-/// p50 and p99 of latencies in order of length, milliseconds.
+/// p50 and p99 of ascending latencies, milliseconds.
 fn quantiles(latencies: &[Duration]) -> [f64; 2] {
-    let at = |part: f64| latencies.get((latencies.len() as f64 * part) as usize);
+    let at = |part: f64| latencies.get(((latencies.len() as f64 * part).ceil() as usize).saturating_sub(1));
     [0.5, 0.99].map(|part| at(part).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3))
 }
 
@@ -129,7 +134,7 @@ pub(super) fn rows(runs: &[Run]) -> Vec<Vec<String>> {
         let ratio = match who {
             Who::Fleet(_) => String::new(),
             Who::Celery(_) => {
-                Spread::of(runs, |run| run[0].latencies_ms[1][1] / run[index].latencies_ms[1][1]).ratio()
+                Spread::of(runs, |run| run[index].latencies_ms[1][1] / run[0].latencies_ms[1][1]).ratio()
             }
         };
         vec![

@@ -51,8 +51,8 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         let workload = Workload { queue_type: QueueKind::Classic, ..Workload::of(MODEL) };
         let expected = context.raw()?.answer(MODEL)?;
         let task = Task { context, python: &python, workload, expected: &expected };
-        let measure = |_: &&str, run| flood::measure(&task, run);
-        let floods = context.alternate("peers", &[flood::NAME], ToString::to_string, measure)?;
+        let each = |_: &&str, run| flood::measure(&task, run);
+        let floods = context.alternate("peers", &[flood::NAME], ToString::to_string, each)?;
         let floods = &floods[0];
         section.text("Premium's latency in a flood of three times the capacity of each, *mid*:");
         section.table(&flood::COLUMNS, flood::rows(floods));
@@ -98,7 +98,8 @@ fn fleet(task: &Task<'_>, workload: Workload) -> Result<Figures> {
 
 /// The model alone, in this process.
 fn limit(task: &Task<'_>) -> Result<Figures> {
-    let pace = task.context.raw()?.best(task.workload.model, task.context.duration())?;
+    let (raw, model, duration) = (task.context.raw()?, task.workload.model, task.context.duration());
+    let pace = raw.at(model, raw.best(model, duration)?.batch, duration)?;
     let run_ms = pace.batch as f64 / pace.rows * 1e3;
     Ok(Figures { rate: pace.rows, cpu_us: [0.0, pace.cpu_us, 0.0], p50_ms: run_ms, p99_ms: run_ms })
 }

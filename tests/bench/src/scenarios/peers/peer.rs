@@ -154,11 +154,6 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 impl Task<'_> {
-    /// Where larger batches stop paying.
-    fn largest_batch(&self) -> usize {
-        self.workload.model.batches().iter().copied().max().unwrap_or(1)
-    }
-
     /// Starts a Python program in a directory of its own, which holds the model and goes with it.
     fn start(&self, queue: &str, configure: impl FnOnce(&mut Command, &Path)) -> Result<Process> {
         let directory = self.context.scratch()?;
@@ -176,7 +171,7 @@ impl Task<'_> {
             .env("PEER_MODEL", model)
             .env("PEER_ROW", row_file)
             .env("PEER_ROW_SHAPE", format!("[{}]", row.join(",")))
-            .env("PEER_MAX_BATCH_SIZE", self.largest_batch().to_string())
+            .env("PEER_MAX_BATCH_SIZE", self.workload.model.largest_batch().to_string())
             .env("PEER_AMQP_URL", self.context.broker.amqp_url())
             .env("PEER_QUEUE", queue)
             .env("PEER_QUEUE_TYPE", self.workload.queue_type.to_string());

@@ -72,11 +72,14 @@ fn row(case: &Workload, who: Contestant, index: usize, runs: &[Run]) -> Vec<Stri
         spread(&|figures| figures.rate).text(0),
         ratio(0),
         ratio(1),
-        format!(
-            "{:.1} / {:.1}",
-            spread(&|figures| figures.p50_ms).median,
-            spread(&|figures| figures.p99_ms).median
-        ),
+        match who {
+            Contestant::Limit => format!("{:.1} a batch", spread(&|figures| figures.p50_ms).median),
+            _ => format!(
+                "{:.1} / {:.1}",
+                spread(&|figures| figures.p50_ms).median,
+                spread(&|figures| figures.p99_ms).median
+            ),
+        },
         format!("{:.0} + {:.0} + {:.0} = {:.0}", cpu[0], cpu[1], cpu[2], cpu.iter().sum::<f64>()),
     ]
 }
