@@ -33,6 +33,8 @@ fn main() -> Result<()> {
     let context = Context::new(runtime, arguments.options)?;
     let mut wanted = arguments.scenarios;
     if arguments.peers {
+        // Named as well, it is not to run twice.
+        wanted.retain(|scenario| *scenario != Scenario::Peers);
         wanted.push(Scenario::Peers);
     } else if wanted.is_empty() {
         wanted.extend(Scenario::value_variants().iter().filter(|scenario| scenario.is_default()));
