@@ -11,13 +11,13 @@ use crate::workspace;
 /// Measure a real fleet beside its limits: throughput, latency, floods, shares, scaling, cost
 ///
 /// Builds in release mode, starts a private broker, and runs scenarios: `throughput`, `latency`, `flood`, `shares`, `unequal`,
-/// `scaling`, `tenants`, `cost`; all of them if none is named. Every case runs several times over, in turn, so that a noisy
-/// minute hits all alike. Prints tables; `--write` puts them and their plots into docs/benchmarks. Keep the machine quiet
+/// `scaling`, `skew`, `tenants`, `cost`; all of them if none is named. Every case runs several times over, in turn, so that a
+/// noisy minute hits all alike. Prints tables; `--write` puts them and their plots into docs/benchmarks. Keep the machine quiet
 /// meanwhile: everything with the default settings takes about an hour and a half.
 ///
 /// `peers` (or --peers), only when named, compares the fleet with what one would pick instead, each at its best settings with
 /// the same model, row and requests in flight: Celery, a batching worker written by hand with aio-pika, and Mosec (HTTP, nothing
-/// durable). Its first run makes a Python environment in target/ (pinned packages, 230 MB; needs Python 3.11 or later).
+/// durable); and a premium tier's latency in a flood with Celery's. Its first run makes a Python environment in target/ (pinned packages, 230 MB; needs Python 3.11 or later).
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

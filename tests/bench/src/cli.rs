@@ -81,7 +81,7 @@ pub(crate) enum Scenario {
     Cost,
     /// The worker's memory over half an hour of mixed shapes; only when named
     Memory,
-    /// Celery, an aio-pika batcher and Mosec beside the fleet, in a Python environment; only when named
+    /// Celery, an aio-pika batcher and Mosec beside the fleet, and Celery with priorities in a flood; only when named
     Peers,
 }
 
