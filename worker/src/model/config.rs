@@ -63,8 +63,9 @@ pub struct DynamicBatching {
     pub preferred_batch_size: Vec<u32>,
     /// How long an idle instance lets a request wait for others. 0 by default: while instances are busy batches grow anyway.
     pub max_queue_delay_microseconds: u64,
-    /// How long a batch may take, as learned from those that ran: a premium request waits for the rest of a running one. 0 for
-    /// no bound. The default is long enough for batching to pay where it pays at all.
+    /// How long a batch may take, as learned from those that ran: a premium request waits for the rest of a running one. The
+    /// default is long enough for batching to pay where it pays at all; where it does not, batches are smaller anyway, unless
+    /// `preferred_batch_size` is set. 0 for full batches, however long they take.
     pub max_batch_time_microseconds: u64,
     /// Rows × inner elements of the largest input of a batch, inner sizes as padding rounds them up: no requests are joined beyond
     /// it, while one that is larger by itself runs alone. Clients then join no rows in one request. Left out: no bound.

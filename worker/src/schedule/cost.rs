@@ -16,6 +16,10 @@ const ONCE: f64 = 50.0;
 /// How far larger sizes follow a smaller one that turns out cheaper. A size priced too high once would never run again, and so
 /// never be measured again.
 const FOLLOW: f64 = 0.02;
+/// How much dearer than the cheapest a row may be in a batch that is as large as pays.
+const PAYS: f64 = 1.02;
+/// A batch that takes no longer keeps nobody waiting, while a larger one saves handing over, and replies travel together.
+const SHORT: Duration = Duration::from_millis(10);
 /// Microseconds a row where nothing has been learned. Only its being equal for all matters.
 const UNKNOWN: f64 = 100.0;
 
@@ -105,6 +109,19 @@ impl CostCurve {
         within.clamp(largest, most)
     }
 
+    /// The fewest rows, up to `most`, in whose batch a row costs hardly more than in the cheapest, or whose batch is short. `most`
+    /// where the price of such a batch is not known.
+    ///
+    /// A convolution net costs the same a row in any batch: whoever shares one waits for the others and gains nothing.
+    pub fn rows_that_pay(&self, most: u32) -> u32 {
+        let up_to = &self.per_row[..=bucket(most)];
+        let Some(Some(_)) = up_to.last() else { return most };
+        let least = up_to.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+        let pays = up_to.iter().position(|known| known.is_some_and(|known| known <= PAYS * least));
+        let rows = pays.map_or(most, |at| 1u32 << at);
+        rows.max(self.rows_within(SHORT, most)).min(most)
+    }
+
     /// What is known: rows (the largest of their size) and microseconds of a batch of so many.
     pub fn known(&self) -> Vec<(u32, u64)> {
         by_size(self.per_row)
@@ -192,6 +209,23 @@ mod tests {
             curve.learn(rows, Duration::from_micros(300) * rows);
         }
         assert_eq!(curve.rows_within(limit, 64), 64);
+    }
+
+    #[test]
+    fn a_batch_is_no_larger_than_pays() {
+        assert_eq!(CostCurve::default().rows_that_pay(64), 64);
+        // A convolution net: nothing is gained by company, but for what measuring makes of it.
+        let heavy = learned(&[(1, 25_200), (2, 50_000), (4, 100_000), (64, 1_600_000)]);
+        assert_eq!([64, 4, 3, 1].map(|most| heavy.rows_that_pay(most)), [1, 1, 1, 1]);
+        assert_eq!(heavy.rows_that_pay(16), 16, "whose price is not known");
+        // Bound by its weights up to 16 rows.
+        let bound = learned(&[(1, 20_000), (4, 20_400), (16, 40_000), (64, 160_000)]);
+        assert_eq!([64, 50, 16, 4].map(|most| bound.rows_that_pay(most)), [16, 16, 16, 4]);
+        // A short batch is handed over as a whole.
+        let light = learned(&[(1, 1_000), (64, 64_000)]);
+        assert_eq!([64, 4].map(|most| light.rows_that_pay(most)), [10, 4]);
+        let tiny = learned(&[(1, 10), (64, 640)]);
+        assert_eq!(tiny.rows_that_pay(64), 64);
     }
 
     #[test]

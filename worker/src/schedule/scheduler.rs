@@ -22,6 +22,8 @@ const MOST_DEBT: i64 = 4;
 /// The time that a pack's rows take, at most. A message costs client, broker and worker a quarter of a millisecond together
 /// (docs/benchmarks.md), which is little beside this.
 const PACK_TIME: Duration = Duration::from_millis(20);
+/// One in so many full batches is larger than is known to pay. Else the price of larger ones would be that of the warm-up for ever.
+const TRIED: u32 = 128;
 /// What publishing and confirming a reply takes, about.
 const WAY_BACK: Duration = Duration::from_millis(5);
 
@@ -40,6 +42,8 @@ pub struct Scheduler<W: Waiting> {
     costs: CostCurve,
     /// Microseconds of the largest batch of late.
     largest: i64,
+    /// Batches that could have been larger.
+    full: u32,
 }
 
 /// How fast an instance is.
@@ -82,6 +86,7 @@ impl<W: Waiting> Scheduler<W> {
             policy,
             costs: CostCurve::default(),
             largest: 0,
+            full: 0,
         }
     }
 
@@ -198,11 +203,12 @@ impl<W: Waiting> Scheduler<W> {
         let front = self.lanes[first].front().expect("the lane whose turn it is has a request");
         let key = front.key().clone();
         let arrived = front.arrived();
-        let enough = self.most_rows().min(front.most_rows());
+        let most_rows = front.most_rows();
         let mut rows = 0u32;
         for (_, lane) in self.lanes.iter().enumerate().filter(|(tier, _)| serves.contains(*tier)) {
             rows = rows.saturating_add(lane.rows_of(&key));
         }
+        let enough = self.enough(rows).min(most_rows);
         match self.policy.is_ready(rows, enough, arrived, now) {
             Ok(()) => self.form(serves, &key, enough, self.costs.per_row(rows.min(enough)), now),
             Err(due) => {
@@ -227,8 +233,27 @@ impl<W: Waiting> Scheduler<W> {
         deadlines.min().and_then(|deadline| deadline.checked_sub(took))
     }
 
-    /// Rows of a batch, at most: by size, and by the time it may take.
+    /// Rows of the next batch, at most, where so many wait.
+    fn enough(&mut self, waiting: u32) -> u32 {
+        let most = self.most_rows();
+        let larger = self.allowed_rows().min(most.saturating_mul(2));
+        if waiting <= most || larger <= most {
+            return most;
+        }
+        self.full = self.full.wrapping_add(1);
+        if self.full.is_multiple_of(TRIED) { larger } else { most }
+    }
+
+    /// Rows of a batch, at most: as many as are allowed, but no more than pays. Whoever bounds no time wants full batches, and
+    /// whoever names sizes knows them.
     fn most_rows(&self) -> u32 {
+        let allowed = self.allowed_rows();
+        let is_free = self.policy.max_batch_time.is_some() && self.policy.preferred_batch_sizes.is_empty();
+        if is_free { self.costs.rows_that_pay(allowed) } else { allowed }
+    }
+
+    /// Rows of a batch by size, and by the time it may take.
+    fn allowed_rows(&self) -> u32 {
         let most = self.policy.max_batch_size;
         self.policy.max_batch_time.map_or(most, |limit| self.costs.rows_within(limit, most))
     }

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::super::tier_set::TierSet;
 use super::*;
 
+mod sizes;
+
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::schedule) struct Request {
     pub(in crate::schedule) id: u32,
@@ -250,23 +252,6 @@ fn rows_of_one_size_that_take_unlike_times_are_charged_unlike() {
     }
     let share = time[1].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
     assert!((share - 0.5).abs() < 0.05, "{share}");
-}
-
-#[test]
-fn a_batch_takes_no_longer_than_it_may() {
-    let now = Instant::now();
-    let limit = Duration::from_millis(100);
-    let mut scheduler = Scheduler::new(&[1], BatchPolicy { max_batch_time: Some(limit), ..policy(64) });
-    for rows in [1u32, 64] {
-        scheduler.learn(rows, Duration::from_millis(25) * rows);
-    }
-    for id in 0..64 {
-        scheduler.push(0, request(id, now));
-    }
-    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::Run { batch, .. } if batch.len() == 4));
-    // One that is longer by itself still runs.
-    scheduler.push(0, Request { key: 1, rows: 10, is_urgent: true, ..request(64, now) });
-    assert!(matches!(scheduler.next(TierSet::ALL, now), Next::Run { batch, .. } if batch.len() == 1));
 }
 
 #[test]
