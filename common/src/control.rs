@@ -21,12 +21,20 @@ pub struct Control {
     /// Requests that nobody waits for any more.
     #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_IDS>")]
     pub cancel: Vec<String>,
+    /// Whether the workers are to announce themselves now: somebody has begun to listen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub announce: bool,
 }
 
 impl Control {
     /// Cancels requests.
     pub fn cancel(ids: Vec<String>) -> Self {
-        Self { format: FORMAT, cancel: ids }
+        Self { format: FORMAT, cancel: ids, announce: false }
+    }
+
+    /// Asks all workers to announce themselves.
+    pub fn announce() -> Self {
+        Self { format: FORMAT, cancel: Vec::new(), announce: true }
     }
 
     /// As a body.
@@ -55,8 +63,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_nothing_else() {
-        let control = Control::cancel(vec!["a".to_owned()]);
-        assert_eq!(Control::read(&control.write()), Some(control));
+        for control in [Control::cancel(vec!["a".to_owned()]), Control::announce()] {
+            assert_eq!(Control::read(&control.write()), Some(control));
+        }
+        assert_eq!(Control::read(b"{\"format\":1}"), Some(Control::cancel(vec![])));
         let many = Control::cancel(vec![String::new(); MAX_IDS + 1]);
         for body in [&b"{}"[..], b"[]", b"{\"format\":2,\"cancel\":[]}", b"\xff", &many.write()] {
             assert_eq!(Control::read(body), None);

@@ -138,6 +138,10 @@ impl Client {
             }),
         };
         client.wait_connected().await?;
+        if !client.inner.packing.is_off() {
+            // Known by the time that there is something to pack.
+            client.directory();
+        }
         Ok(client)
     }
 
@@ -300,11 +304,11 @@ impl Client {
         self.gate().is_closed(&Names::request_key(&request.model, tier))
     }
 
-    /// The fleet's directory; listening begins with the first call.
+    /// The fleet's directory; listening begins with the first call, for clients that pack when they have connected.
     pub(crate) fn directory(&self) -> &Directory {
         let listen = || {
             let _on = self.inner.packing.runtime().enter();
-            Directory::listen(self.inner.connector.clone(), &self.inner.config.topology)
+            Directory::ask(self.inner.connector.clone(), &self.inner.config.topology)
         };
         self.inner.directory.get_or_init(listen)
     }

@@ -21,6 +21,8 @@ use self::travel::{Counted, Member, travel};
 
 /// How long the directory's word on a model counts.
 const LIMIT_COUNTS_FOR: Duration = Duration::from_millis(500);
+/// How long it counts that a model takes no packs, or is not known yet: a client that has just begun will hear of it any moment.
+const NO_PACKS_COUNTS_FOR: Duration = Duration::from_millis(20);
 /// How long packs stay smaller after one that failed.
 const CAUTION: Duration = Duration::from_secs(30);
 /// Packs do not get smaller than this: one caller's bad rows must not end packing for all.
@@ -88,6 +90,11 @@ impl Packing {
         Self { linger, state: Mutex::default(), waiting: Arc::default(), tasks: Lifecycle::new(), runtime }
     }
 
+    /// Whether each request goes by itself.
+    pub(crate) fn is_off(&self) -> bool {
+        self.linger.is_zero()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Operations on collections; a panic cannot leave them half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -111,7 +118,7 @@ impl Packing {
         budget: Duration,
         tell: bool,
     ) -> Way {
-        if self.linger.is_zero() || budget < self.linger * 8 + LEAST_LEFT {
+        if self.is_off() || budget < self.linger * 8 + LEAST_LEFT {
             return Way::Alone(request, None);
         }
         let Some(traits) = pack::traits(&request, budget, client.keeps_replies()) else {
@@ -192,10 +199,8 @@ impl State {
     /// Rows of a pack, at most, by what the workers announce.
     fn limit(&mut self, client: &Client, request: &Request) -> u32 {
         let now = Instant::now();
-        let is_fresh = |limit: &Limit| {
-            now.duration_since(limit.heard) < LIMIT_COUNTS_FOR
-                || limit.caution.is_some_and(|(_, until)| until > now)
-        };
+        let is_fresh =
+            |limit: &Limit| limit.is_fresh(now) || limit.caution.is_some_and(|(_, until)| until > now);
         if self.limits.len() > LIMITS {
             self.limits.retain(|_, limit| is_fresh(limit));
         }
@@ -205,7 +210,7 @@ impl State {
             heard: now,
             caution: None,
         });
-        if now.duration_since(limit.heard) >= LIMIT_COUNTS_FOR {
+        if !limit.is_fresh(now) {
             (limit.announced, limit.heard) = (ask(), now);
         }
         limit.rows(now)
@@ -213,6 +218,11 @@ impl State {
 }
 
 impl Limit {
+    fn is_fresh(&self, now: Instant) -> bool {
+        let counts_for = if self.announced > 1 { LIMIT_COUNTS_FOR } else { NO_PACKS_COUNTS_FOR };
+        now.duration_since(self.heard) < counts_for
+    }
+
     fn rows(&self, now: Instant) -> u32 {
         match self.caution {
             Some((rows, until)) if until > now => self.announced.min(rows),

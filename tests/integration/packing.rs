@@ -1,15 +1,19 @@
 //! Row packing: many small requests travel as few messages, and each caller sees only its own.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt, stream};
+use millrace_common::amqp::connection::{Connector, wait_up};
+use millrace_common::directory::Directory;
 use millrace_harness::models;
 use millrace_producer::{Client, Code, Error, Request, Response};
-use millrace_tests::stack::{ONE_INSTANCE, Stack};
+use millrace_tests::stack::{ONE_INSTANCE, Stack, eventually};
 use ndarray::Array2;
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn request(model: &str, value: f32) -> Request {
     Request::new(model).input_array("x", Array2::from_elem((1, 4), value).view()).unwrap()
@@ -24,6 +28,27 @@ async fn informed(stack: &Stack) -> Client {
     let client = stack.client().await;
     client.fleet().await;
     client
+}
+
+/// By chance one hears of a worker within a second: seven times of eight within half of it is none.
+#[tokio::test]
+async fn who_asks_hears_of_the_workers_at_once() {
+    let stack = Stack::new()
+        .config("double", &format!("max_batch_size = 16\n{ONE_INSTANCE}"))
+        .model("double", &models::scale(2.0));
+    let _worker = stack.worker();
+    let config = stack.client_config();
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let directory = Directory::ask(Connector::new(&config.broker, "test").unwrap(), &config.topology);
+        wait_up(&mut directory.state(), PATIENCE).await.unwrap();
+        let listening = Instant::now();
+        eventually("the worker is known", PATIENCE, async || directory.pack_rows("double", None) > 1).await;
+        waits.push(listening.elapsed());
+        directory.close().await;
+    }
+    waits.sort();
+    assert!(waits[6] < Duration::from_millis(500), "{waits:?}");
 }
 
 fn messages<'a>(responses: impl IntoIterator<Item = &'a Response>) -> usize {

@@ -19,7 +19,7 @@ use millrace_common::fleet::ANNOUNCE_EVERY;
 use millrace_common::lifecycle::Lifecycle;
 use millrace_common::switches::Follower;
 use millrace_common::telemetry::logs::Filter;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tracing::{error, info, warn};
 
 use self::consumed::{Routes, count_consumers, routes};
@@ -117,6 +117,7 @@ pub async fn start(
     let solo_names = names.clone();
     let control_queue = format!("{}.{}", names.control_exchange(), uuid::Uuid::now_v7().simple());
     let control = Topology::control_listener(&config.topology, &control_queue);
+    let asked = Arc::new(Notify::new());
     let Routes { routes, queues, mut subscriptions, mut tuned } = routes(&config, &loaded.catalogue, &names);
     let intake = Arc::new(Intake {
         routes,
@@ -133,6 +134,7 @@ pub async fn start(
         dead_budget: Arc::new(Semaphore::new(DEAD_BUDGET_UNITS as usize)),
         solo: Solo::default(),
         control_queue: control_queue.clone(),
+        asked: Arc::clone(&asked),
         cancelled,
         answered,
         clocks: Mutex::new(Clocks::new(Instant::now(), since_epoch())),
@@ -154,6 +156,7 @@ pub async fn start(
         topology: config.topology.clone(),
         publisher: publisher.clone(),
         live,
+        asked,
         is_too_long: AtomicBool::new(false),
     });
     let (looking, stopping) = (Arc::clone(&directory), tasks.clone());

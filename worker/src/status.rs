@@ -1,7 +1,8 @@
-//! Tells the fleet's directory once a second what this worker serves and holds.
+//! Tells the fleet's directory once a second, and whenever it is asked, what this worker serves and holds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use millrace_common::amqp::connection::LinkState;
 use millrace_common::amqp::message::now_ms;
@@ -10,12 +11,15 @@ use millrace_common::amqp::publisher::{Message, Publisher};
 use millrace_common::config::sections::Topology;
 use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, Fleet, LaneStatus, ModelStatus, WorkerStatus};
 use millrace_common::switches::Feature;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::warn;
 
 use crate::catalogue::Catalogue;
 use crate::inbound::route::Route;
 use crate::live::Live;
+
+/// Those that ask within this time get one announcement together: asking must not cost the fleet its time.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Announces one worker.
 pub struct Announcer {
@@ -35,12 +39,14 @@ pub struct Announcer {
     pub publisher: Publisher,
     /// What is switched.
     pub live: Arc<Live>,
+    /// Told when somebody wants an announcement.
+    pub asked: Arc<Notify>,
     /// Whether it was told that announcements are too long.
     pub is_too_long: AtomicBool,
 }
 
 impl Announcer {
-    /// Announces every second and when something is switched, for ever.
+    /// Announces every second, when something is switched and when it is asked, for ever.
     pub async fn run(&self, routes: &[Route]) {
         let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -48,6 +54,7 @@ impl Announcer {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = self.live.changed() => {}
+                () = self.asked.notified() => tokio::time::sleep(GATHER).await,
             }
             self.announce(routes).await;
         }

@@ -12,7 +12,7 @@ use millrace_common::control::Control;
 use millrace_common::directory::Directory;
 use millrace_common::protocol::codec::Limits;
 use millrace_common::protocol::status::Code;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::admission::admit;
 use super::cancelled::Cancelled;
@@ -63,8 +63,10 @@ pub struct Intake {
     pub dead_budget: Arc<Semaphore>,
     /// Suspects on their way.
     pub solo: Solo,
-    /// Where cancellations come.
+    /// Where cancellations come, and questions who is there.
     pub control_queue: String,
+    /// Told of the latter.
+    pub asked: Arc<Notify>,
     /// Those that came.
     pub cancelled: Arc<Cancelled>,
     /// What was answered, by reply key, and comes again.
@@ -199,6 +201,9 @@ impl Intake {
         if let Some(control) = control {
             let claimed = properties.text(header::TENANT).ok().flatten();
             self.cancelled.add(&self.tenant(properties.user_id(), claimed), control.cancel);
+            if control.announce {
+                self.asked.notify_one();
+            }
         }
     }
 
