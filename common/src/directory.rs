@@ -9,7 +9,6 @@ use crate::amqp::connection::{Connector, LinkState};
 use crate::amqp::consumer::{Accept, ConsumerGroup, Delivery, Subscription};
 use crate::amqp::topology::Topology;
 use crate::config::sections;
-use crate::control::Control;
 use crate::fleet::{Fleet, ModelStatus};
 
 /// Deliveries in flight to a listener; announcements are small and quickly read.
@@ -25,8 +24,6 @@ pub struct Directory {
 #[derive(Debug, Default)]
 struct Listener {
     fleet: Mutex<Fleet>,
-    /// Where to ask who is there.
-    asks_on: Option<String>,
 }
 
 impl Accept for Listener {
@@ -35,29 +32,14 @@ impl Accept for Listener {
         // A stale ticket means that the announcement comes again or expires; both are fine.
         let _ = delivery.ticket.ack();
     }
-
-    fn greeting(&self) -> Option<(&str, Vec<u8>)> {
-        self.asks_on.as_deref().map(|exchange| (exchange, Control::announce().write()))
-    }
 }
 
 impl Directory {
     /// Listens in the background, over a connection of its own.
     pub fn listen(connector: Connector, settings: &sections::Topology) -> Self {
-        Self::begin(connector, settings, Listener::default())
-    }
-
-    /// As [`Directory::listen`], and asks the workers to announce themselves at once, for which its user must be allowed to write to the
-    /// control exchange. Workers that do not hear of it are known a second later.
-    pub fn ask(connector: Connector, settings: &sections::Topology) -> Self {
-        let asks_on = Some(settings.names().control_exchange());
-        Self::begin(connector, settings, Listener { asks_on, ..Listener::default() })
-    }
-
-    fn begin(connector: Connector, settings: &sections::Topology, listener: Listener) -> Self {
         let queue: Arc<str> = format!("{}.status.{}", settings.prefix, uuid::Uuid::now_v7().simple()).into();
         let topology = Topology::status_listener(settings, &queue);
-        let fleet = Arc::new(listener);
+        let fleet = Arc::new(Listener::default());
         let subscription = Subscription::fixed(queue, PREFETCH);
         let group =
             ConsumerGroup::spawn(connector, "directory", topology, vec![subscription], Arc::clone(&fleet));

@@ -69,7 +69,7 @@ async fn send(
                 ids.push(id);
             }
             // Lost, they run: as if their callers had not cancelled.
-            publish(&publisher, &exchange, &user, ids).await;
+            tell(&publisher, &exchange, &user, &Control::cancel(ids)).await;
         }
     };
     tokio::select! {
@@ -78,18 +78,18 @@ async fn send(
     }
 }
 
-/// Cancels requests of this user, [`MAX_IDS`] at most, and says what the broker did with that.
-pub(crate) async fn publish(
+/// Tells all workers, as this user, and says what the broker did with that.
+pub(crate) async fn tell(
     publisher: &Publisher,
     exchange: &Arc<str>,
     user: &str,
-    ids: Vec<String>,
+    control: &Control,
 ) -> Outcome {
     let message = Message {
         exchange: Arc::clone(exchange),
         routing_key: String::new(),
         properties: Properties::new().with_content_type("application/json").with_user_id(user),
-        body: Control::cancel(ids).write().into(),
+        body: control.write().into(),
         mandatory: false,
     };
     publisher.publish(message).await

@@ -11,11 +11,11 @@ use millrace_common::amqp::message::ReplyKey;
 use millrace_common::amqp::publisher::{Outcome, Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
 use millrace_common::config::load::{ConfigError, Validate};
-use millrace_common::control::MAX_IDS;
+use millrace_common::control::{Control, MAX_IDS};
 use millrace_common::directory::Directory;
 use millrace_common::fleet::{ANNOUNCE_EVERY, Fleet};
 use millrace_common::lifecycle::Lifecycle;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -274,7 +274,8 @@ impl Client {
         let ids: Vec<String> = ids.into_iter().collect();
         for some in ids.chunks(MAX_IDS) {
             let user = self.inner.reply_key.user();
-            let outcome = cancel::publish(&self.inner.publisher, &exchange, user, some.to_vec()).await;
+            let control = Control::cancel(some.to_vec());
+            let outcome = cancel::tell(&self.inner.publisher, &exchange, user, &control).await;
             // Without a worker nobody is told, and nobody runs anything. Control queues drop their oldest message where they are full: one
             // that refuses cannot be reached, mostly for being on a node that is down, and all others have it.
             if !matches!(outcome, Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused) {
@@ -308,9 +309,29 @@ impl Client {
     pub(crate) fn directory(&self) -> &Directory {
         let listen = || {
             let _on = self.inner.packing.runtime().enter();
-            Directory::ask(self.inner.connector.clone(), &self.inner.config.topology)
+            let directory = Directory::listen(self.inner.connector.clone(), &self.inner.config.topology);
+            self.ask_who_is_there(directory.state());
+            directory
         };
         self.inner.directory.get_or_init(listen)
+    }
+
+    /// Asks the workers to announce themselves once this listens. If it gets lost they are known a second later.
+    fn ask_who_is_there(&self, mut listening: watch::Receiver<LinkState>) {
+        let inner = &*self.inner;
+        let (publisher, exchange) = (inner.publisher.clone(), inner.names.control_exchange().into());
+        let (user, stopping) = (inner.reply_key.user().to_owned(), inner.publishing.clone());
+        inner.publishing.spawn(async move {
+            let asking = async {
+                if wait_up(&mut listening, ANNOUNCE_EVERY).await.is_ok() {
+                    cancel::tell(&publisher, &exchange, &user, &Control::announce()).await;
+                }
+            };
+            tokio::select! {
+                () = asking => {}
+                () = stopping.stopping() => {}
+            }
+        });
     }
 
     /// The workers alive, what they serve and hold. The first call listens for a little over a second.

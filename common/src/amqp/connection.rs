@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use lapin::options::BasicPublishOptions;
 use lapin::tcp::OwnedTLSConfig;
-use lapin::{BasicProperties, Connection, ConnectionProperties};
+use lapin::{Connection, ConnectionProperties};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -185,14 +184,6 @@ impl Link {
             }
             () = self.gone() => Err(End::Lost),
         }
-    }
-
-    /// Publishes one message on a channel of its own and does not ask what becomes of it: where it is refused nothing else is hurt.
-    pub(super) async fn say(&self, exchange: &str, body: &[u8]) -> lapin::Result<()> {
-        let channel = self.connection.create_channel().await?;
-        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        channel.basic_publish(exchange.into(), "".into(), options, body, properties).await?;
-        channel.close(200, "".into()).await
     }
 
     /// Tells watchers that the session is set up.

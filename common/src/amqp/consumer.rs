@@ -64,11 +64,6 @@ impl Delivery {
 pub trait Accept: Send + Sync + 'static {
     /// Takes one delivery and sees to it that its ticket is used.
     fn accept(&self, delivery: Delivery) -> impl Future<Output = ()> + Send;
-
-    /// What to say, and on which exchange, whenever the consumers have begun. It may get lost.
-    fn greeting(&self) -> Option<(&str, Vec<u8>)> {
-        None
-    }
 }
 
 /// A supervised consuming connection; it ends when this is dropped.
@@ -201,10 +196,6 @@ impl<A: Accept> Session<A> {
             consumers.push(consumer.map_err(|error| {
                 format!("cannot consume `{queue}` ({error}); create it with `millrace topology apply`")
             })?);
-        }
-        if let Some((exchange, body)) = self.accept.greeting() {
-            let _ =
-                link.say(exchange, &body).await.inspect_err(|error| debug!(%error, exchange, "not greeted"));
         }
         Ok(consumers)
     }

@@ -26,6 +26,8 @@ const TIERS: [&str; 3] = ["premium", "enterprise", "free"];
 const TIMES: u32 = 360;
 /// The part at the beginning in which caches and pools may fill.
 const WARM_UP: f64 = 1.0 / 3.0;
+/// Means of so many parts of what follows make up the slope: samples of a second say much the same as those next to them.
+const PARTS: usize = 20;
 const IN_FLIGHT: usize = 4;
 const PAUSE: Duration = Duration::from_millis(20);
 const MOST_ELEMENTS: f64 = 4096.0;
@@ -55,6 +57,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     worker.wait(Duration::from_secs(30)).context("the worker drains")?;
     let warm: Vec<_> =
         samples.iter().copied().filter(|(at, _)| *at >= WARM_UP * duration.as_secs_f64()).collect();
+    let (slope, error) = slope(&means(&warm));
     let mut section = Section::new(Scenario::Memory, context);
     let at = |sample: Option<&(f64, f64)>| sample.map_or_else(String::new, |(_, mib)| format!("{mib:.1}"));
     section.table(
@@ -64,7 +67,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
             "MiB at first",
             "after warm-up",
             "at last",
-            "slope after warm-up, MiB an hour",
+            "slope after warm-up, MiB an hour (± two standard errors)",
         ],
         vec![vec![
             format!("{:.1}", duration.as_secs_f64() / 60.0),
@@ -72,7 +75,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
             at(samples.first()),
             at(warm.first()),
             at(warm.last()),
-            format!("**{:.2}**", slope(&warm) * 3600.0),
+            format!("**{:.1}** (± {:.1})", slope * 3600.0, 2.0 * error * 3600.0),
         ]],
     );
     let points = samples.iter().map(|(at, mib)| (at / 60.0, *mib)).collect();
@@ -153,8 +156,17 @@ fn resident_mib(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Of the straight line nearest to the points (least squares), a second.
-fn slope(points: &[(f64, f64)]) -> f64 {
+/// Means of [`PARTS`] parts of the points.
+fn means(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mean = |part: &[(f64, f64)]| {
+        let sum = part.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+        (sum.0 / part.len() as f64, sum.1 / part.len() as f64)
+    };
+    points.chunks(points.len().div_ceil(PARTS).max(1)).map(mean).collect()
+}
+
+/// Of the straight line nearest to the points (least squares), a second, and its standard error.
+fn slope(points: &[(f64, f64)]) -> (f64, f64) {
     let count = points.len() as f64;
     let mean = |value: fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
     let (x, y) = (mean(|point| point.0), mean(|point| point.1));
@@ -163,7 +175,12 @@ fn slope(points: &[(f64, f64)]) -> f64 {
         xy += (point.0 - x) * (point.1 - y);
         xx += (point.0 - x).powi(2);
     }
-    if xx > 0.0 { xy / xx } else { 0.0 }
+    if xx <= 0.0 || count <= 2.0 {
+        return (0.0, f64::INFINITY);
+    }
+    let slope = xy / xx;
+    let off = points.iter().map(|point| (point.1 - y - slope * (point.0 - x)).powi(2)).sum::<f64>();
+    (slope, (off / (count - 2.0) / xx).sqrt())
 }
 
 #[cfg(test)]
@@ -172,9 +189,19 @@ mod tests {
 
     #[test]
     fn a_leak_has_a_slope() {
-        let leak: Vec<_> =
-            (0..100).map(|second| (f64::from(second), 50.0 + 0.25 * f64::from(second))).collect();
-        assert!((slope(&leak) - 0.25).abs() < 1e-9);
-        assert_eq!(slope(&[(0.0, 7.0), (1.0, 7.0)]), 0.0);
+        let at = |second: u32| f64::from(second);
+        let leak: Vec<_> = (0..100).map(|second| (at(second), 50.0 + 0.25 * at(second))).collect();
+        let means = means(&leak);
+        assert_eq!((means.len(), means[0]), (PARTS, (2.0, 50.5)));
+        let (found, error) = slope(&means);
+        assert!((found - 0.25).abs() < 1e-9 && error < 1e-9);
+    }
+
+    #[test]
+    fn what_wanders_has_a_slope_that_may_be_none() {
+        let waves: Vec<_> = (0..20).map(|part| (f64::from(part), f64::from(part % 2))).collect();
+        let (found, error) = slope(&waves);
+        assert!(found.abs() < 2.0 * error, "{found} {error}");
+        assert_eq!(slope(&[(0.0, 7.0), (1.0, 7.0)]), (0.0, f64::INFINITY));
     }
 }
