@@ -62,7 +62,7 @@ impl Directory {
     }
 
     /// Rows that may travel in one request, see [`Fleet::pack_rows`].
-    pub fn pack_rows(&self, model: &str, version: Option<u64>) -> u32 {
+    pub fn pack_rows(&self, model: &str, version: Option<u64>) -> Option<u32> {
         self.now().pack_rows(model, version)
     }
 

@@ -192,13 +192,13 @@ impl Fleet {
     }
 
     /// Rows that may travel in one request to this model, its default version where none is named: what the least of its
-    /// workers takes; 1 where none is known.
-    pub fn pack_rows(&self, model: &str, version: Option<u64>) -> u32 {
+    /// workers takes. `None` where no worker is known that serves it.
+    pub fn pack_rows(&self, model: &str, version: Option<u64>) -> Option<u32> {
         let served = self.workers().filter(|worker| worker.is_ready).flat_map(|worker| &worker.models);
         let meant = served.filter(|served| {
             served.name == model && version.map_or(served.is_default, |version| served.version == version)
         });
-        meant.map(|served| served.pack_rows.min(served.max_batch_size)).min().unwrap_or(1).max(1)
+        meant.map(|served| served.pack_rows.min(served.max_batch_size).max(1)).min()
     }
 
     /// How many times as long as the fastest of the other workers that could stand in for it a worker takes to run a model:

@@ -1,4 +1,4 @@
-//! Telling the workers that nobody waits for a request any more.
+//! Telling the workers that nobody waits for a request any more, and asking who is there.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,23 +18,33 @@ const LINGER: Duration = Duration::from_millis(10);
 /// Cancellations waiting to be sent. More than that are not worth the workers' time: those run, and nobody hears of it.
 const WAITING: usize = 10_000;
 
-/// Sends cancellations, over a connection of its own from the first one on: what a broker without the exchange does to it hurts nothing else.
-#[derive(Debug, Default)]
-pub(crate) struct Canceller {
-    ids: OnceLock<mpsc::Sender<String>>,
+/// What to tell all workers.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// Nobody waits for the request of this id.
+    Cancel(String),
+    /// They are to announce themselves.
+    Announce,
 }
 
-impl Canceller {
-    /// Cancels a request soon. Does not block; needs a runtime about it the first time.
-    pub(crate) fn cancel(&self, id: String, connector: &Connector, names: &Names, lifecycle: &Lifecycle) {
+/// Sends control messages, over a connection of its own from the first one on: what a broker without the exchange, or one that does not
+/// let this user write to it, does to it hurts nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct Controller {
+    words: OnceLock<mpsc::Sender<Word>>,
+}
+
+impl Controller {
+    /// Tells the workers soon. Does not block; needs a runtime about it the first time.
+    pub(crate) fn tell(&self, word: Word, connector: &Connector, names: &Names, lifecycle: &Lifecycle) {
         if lifecycle.is_stopping() {
             return;
         }
         let start = || {
-            let (ids, waiting) = mpsc::channel(WAITING);
+            let (words, waiting) = mpsc::channel(WAITING);
             let user: Arc<str> = connector.addresses()[0].user().into();
             let options = PublisherOptions::default();
-            let publisher = Publisher::spawn(connector.clone(), "cancellations", options, lifecycle);
+            let publisher = Publisher::spawn(connector.clone(), "control", options, lifecycle);
             lifecycle.spawn(send(
                 waiting,
                 publisher,
@@ -42,15 +52,15 @@ impl Canceller {
                 user,
                 lifecycle.clone(),
             ));
-            ids
+            words
         };
         // Full: see above.
-        let _ = self.ids.get_or_init(start).try_send(id);
+        let _ = self.words.get_or_init(start).try_send(word);
     }
 }
 
 async fn send(
-    mut waiting: mpsc::Receiver<String>,
+    mut waiting: mpsc::Receiver<Word>,
     publisher: Publisher,
     exchange: Arc<str>,
     user: Arc<str>,
@@ -58,18 +68,25 @@ async fn send(
 ) {
     let sending = async {
         loop {
-            let mut ids = Vec::new();
-            if waiting.recv_many(&mut ids, MAX_IDS).await == 0 {
+            let mut words = Vec::new();
+            if waiting.recv_many(&mut words, MAX_IDS).await == 0 {
                 return;
             }
             tokio::time::sleep(LINGER).await;
-            while ids.len() < MAX_IDS
-                && let Ok(id) = waiting.try_recv()
+            while words.len() < MAX_IDS
+                && let Ok(word) = waiting.try_recv()
             {
-                ids.push(id);
+                words.push(word);
             }
-            // Lost, they run: as if their callers had not cancelled.
-            tell(&publisher, &exchange, &user, &Control::cancel(ids)).await;
+            let mut control = Control::cancel(Vec::new());
+            for word in words {
+                match word {
+                    Word::Cancel(id) => control.cancel.push(id),
+                    Word::Announce => control.announce = true,
+                }
+            }
+            // Lost, they run, as if their callers had not cancelled; and workers announce themselves every second anyway.
+            publish(&publisher, &exchange, &user, &control).await;
         }
     };
     tokio::select! {
@@ -79,7 +96,7 @@ async fn send(
 }
 
 /// Tells all workers, as this user, and says what the broker did with that.
-pub(crate) async fn tell(
+pub(crate) async fn publish(
     publisher: &Publisher,
     exchange: &Arc<str>,
     user: &str,

@@ -21,7 +21,7 @@ use tracing::debug;
 
 use crate::builder::Builder;
 use crate::cache::{CacheStats, ResponseCache};
-use crate::cancel::{self, Cancel, Canceller};
+use crate::cancel::{self, Cancel, Controller, Word};
 use crate::config::Config;
 use crate::error::{ConnectError, Error};
 use crate::gate::Gate;
@@ -56,7 +56,7 @@ struct Inner {
     pending: Arc<Pending>,
     gate: Mutex<Gate>,
     packing: Arc<Packing>,
-    canceller: Canceller,
+    controller: Controller,
     cache: ResponseCache,
     directory: OnceLock<Directory>,
     /// Set once the directory has heard of the whole fleet.
@@ -131,7 +131,7 @@ impl Client {
                 pending,
                 gate: Mutex::default(),
                 packing,
-                canceller: Canceller::default(),
+                controller: Controller::default(),
                 cache,
                 directory: OnceLock::new(),
                 heard: OnceCell::new(),
@@ -139,7 +139,7 @@ impl Client {
         };
         client.wait_connected().await?;
         if !client.inner.packing.is_off() {
-            // Known by the time that there is something to pack.
+            // How many rows make a pack is to be known as soon as there are some.
             client.directory();
         }
         Ok(client)
@@ -275,7 +275,7 @@ impl Client {
         for some in ids.chunks(MAX_IDS) {
             let user = self.inner.reply_key.user();
             let control = Control::cancel(some.to_vec());
-            let outcome = cancel::tell(&self.inner.publisher, &exchange, user, &control).await;
+            let outcome = cancel::publish(&self.inner.publisher, &exchange, user, &control).await;
             // Without a worker nobody is told, and nobody runs anything. Control queues drop their oldest message where they are full: one
             // that refuses cannot be reached, mostly for being on a node that is down, and all others have it.
             if !matches!(outcome, Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused) {
@@ -290,8 +290,7 @@ impl Client {
     /// As [`Client::cancel`], without waiting.
     pub(crate) fn cancel_soon(&self, id: String) {
         let _on = self.inner.packing.runtime().enter();
-        let inner = &*self.inner;
-        inner.canceller.cancel(id, &inner.connector, &inner.names, &inner.publishing);
+        self.inner.tell(Word::Cancel(id));
     }
 
     /// Whether replies outlive this client, so that a later one may have to tell whom they answer.
@@ -316,19 +315,15 @@ impl Client {
         self.inner.directory.get_or_init(listen)
     }
 
-    /// Asks the workers to announce themselves once this listens. If it gets lost they are known a second later.
+    /// Asks the workers to announce themselves once this client listens. Where that gets lost they are known a second later.
     fn ask_who_is_there(&self, mut listening: watch::Receiver<LinkState>) {
-        let inner = &*self.inner;
-        let (publisher, exchange) = (inner.publisher.clone(), inner.names.control_exchange().into());
-        let (user, stopping) = (inner.reply_key.user().to_owned(), inner.publishing.clone());
-        inner.publishing.spawn(async move {
-            let asking = async {
-                if wait_up(&mut listening, ANNOUNCE_EVERY).await.is_ok() {
-                    cancel::tell(&publisher, &exchange, &user, &Control::announce()).await;
-                }
-            };
+        let (client, stopping) = (Arc::downgrade(&self.inner), self.inner.publishing.clone());
+        self.inner.publishing.spawn(async move {
+            let listens = listening.wait_for(|state| matches!(state, LinkState::Up(_)));
             tokio::select! {
-                () = asking => {}
+                up = listens => if let (Ok(_), Some(inner)) = (up, client.upgrade()) {
+                    inner.tell(Word::Announce);
+                },
                 () = stopping.stopping() => {}
             }
         });
@@ -376,6 +371,12 @@ impl Client {
         if let Some(directory) = self.inner.directory.get() {
             directory.close().await;
         }
+    }
+}
+
+impl Inner {
+    fn tell(&self, word: Word) {
+        self.controller.tell(word, &self.connector, &self.names, &self.publishing);
     }
 }
 

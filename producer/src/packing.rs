@@ -21,8 +21,8 @@ use self::travel::{Counted, Member, travel};
 
 /// How long the directory's word on a model counts.
 const LIMIT_COUNTS_FOR: Duration = Duration::from_millis(500);
-/// How long it counts that a model takes no packs, or is not known yet: a client that has just begun will hear of it any moment.
-const NO_PACKS_COUNTS_FOR: Duration = Duration::from_millis(20);
+/// How long it counts that the directory has no word on one: it will hear of it any moment.
+const SILENCE_COUNTS_FOR: Duration = Duration::from_millis(20);
 /// How long packs stay smaller after one that failed.
 const CAUTION: Duration = Duration::from_secs(30);
 /// Packs do not get smaller than this: one caller's bad rows must not end packing for all.
@@ -55,7 +55,8 @@ struct State {
 /// Rows of a pack to one model version.
 #[derive(Debug)]
 struct Limit {
-    announced: u32,
+    /// `None` while no worker is known.
+    announced: Option<u32>,
     heard: Instant,
     /// No more than this until then.
     caution: Option<(u32, Instant)>,
@@ -204,7 +205,7 @@ impl State {
         if self.limits.len() > LIMITS {
             self.limits.retain(|_, limit| is_fresh(limit));
         }
-        let ask = || client.directory().pack_rows(&request.model, request.version).min(MOST_ROWS);
+        let ask = || client.directory().pack_rows(&request.model, request.version);
         let limit = self.limits.entry((request.model.clone(), request.version)).or_insert_with(|| Limit {
             announced: ask(),
             heard: now,
@@ -219,14 +220,15 @@ impl State {
 
 impl Limit {
     fn is_fresh(&self, now: Instant) -> bool {
-        let counts_for = if self.announced > 1 { LIMIT_COUNTS_FOR } else { NO_PACKS_COUNTS_FOR };
+        let counts_for = if self.announced.is_some() { LIMIT_COUNTS_FOR } else { SILENCE_COUNTS_FOR };
         now.duration_since(self.heard) < counts_for
     }
 
     fn rows(&self, now: Instant) -> u32 {
+        let announced = self.announced.unwrap_or(1).min(MOST_ROWS);
         match self.caution {
-            Some((rows, until)) if until > now => self.announced.min(rows),
-            _ => self.announced,
+            Some((rows, until)) if until > now => announced.min(rows),
+            _ => announced,
         }
     }
 }

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt, stream};
-use millrace_common::amqp::connection::{Connector, wait_up};
-use millrace_common::directory::Directory;
 use millrace_harness::models;
 use millrace_producer::{Client, Code, Error, Request, Response};
+use millrace_tests::foreign::Foreign;
 use millrace_tests::stack::{ONE_INSTANCE, Stack, eventually};
 use ndarray::Array2;
 
@@ -30,27 +29,35 @@ async fn informed(stack: &Stack) -> Client {
     client
 }
 
-/// By chance a worker announces itself within half a second: seven times of eight is none.
+/// Else a client would send what it has in its first second a message each.
 #[tokio::test]
-async fn workers_announce_themselves_when_a_client_comes() {
-    let stack = Stack::new()
-        .config("double", &format!("max_batch_size = 16\n{ONE_INSTANCE}"))
-        .model("double", &models::scale(2.0));
+async fn a_client_asks_who_is_there_and_is_told_at_once() {
+    let stack = Stack::new().config("double", ONE_INSTANCE).model("double", &models::scale(2.0));
     let _worker = stack.worker();
-    let config = stack.client_config();
-    let mut waits = Vec::new();
-    for _ in 0..8 {
-        let directory = Directory::listen(Connector::new(&config.broker, "test").unwrap(), &config.topology);
-        wait_up(&mut directory.state(), PATIENCE).await.unwrap();
-        let listening = Instant::now();
-        let client = stack.client().await;
-        eventually("the worker is known", PATIENCE, async || directory.pack_rows("double", None) > 1).await;
-        waits.push(listening.elapsed());
-        client.close().await;
-        directory.close().await;
+    let foreign = Foreign::connect(stack.amqp_url(), stack.prefix()).await;
+    let asked = foreign.tap("control", "").await;
+    let client = stack.client().await;
+    let mut question = None;
+    eventually("it asks", PATIENCE, async || {
+        question = foreign.get(&asked).await;
+        question.is_some()
+    })
+    .await;
+    client.close().await;
+
+    let (question, heard) = (question.unwrap().data, foreign.tap("status", "#").await);
+    let control = format!("{}.control", stack.prefix());
+    let told = async || {
+        eventually("they tell", PATIENCE, async || foreign.get(&heard).await.is_some()).await;
+    };
+    told().await;
+    let started = Instant::now();
+    for _ in 0..10 {
+        foreign.publish_to(&control, "", foreign.properties(), &question).await;
+        told().await;
     }
-    waits.sort();
-    assert!(waits[6] < Duration::from_millis(500), "{waits:?}");
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(7), "without being asked they take ten seconds: {took:?}");
 }
 
 fn messages<'a>(responses: impl IntoIterator<Item = &'a Response>) -> usize {

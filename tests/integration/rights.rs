@@ -254,6 +254,7 @@ async fn a_producer_is_refused_the_rest() {
         let own = scene.name(&format!("reply.{}.{}", user.name(), "o".repeat(22)));
         let good = [
             scene.publish("request", "m.free"),
+            scene.publish("control", ""),
             Deed::DeclareQueue(own.clone()),
             Deed::Bind(own.clone(), scene.name("reply"), own.clone()),
             Deed::Get(own.clone()),
@@ -286,6 +287,7 @@ async fn a_worker_and_a_user_without_entries_are_refused_the_rest() {
     let nobody = User::without_rights(&format!("{}-nobody", scene.stack.prefix()), CANARY);
     for user in [scene.user("worker"), &nobody] {
         refused(user, &["m.premium", "m.free"].map(|key| scene.publish("request", key))).await;
+        refused(user, &[scene.publish("control", "")]).await;
         refused(user, &steal).await;
         refused(user, &scene.never()).await;
     }

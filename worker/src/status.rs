@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use millrace_common::amqp::connection::LinkState;
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::properties::Properties;
@@ -12,14 +13,15 @@ use millrace_common::config::sections::Topology;
 use millrace_common::fleet::{ANNOUNCE_EVERY, FORMAT, Fleet, LaneStatus, ModelStatus, WorkerStatus};
 use millrace_common::switches::Feature;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::catalogue::Catalogue;
 use crate::inbound::route::Route;
 use crate::live::Live;
 
-/// Those that ask within this time get one announcement together: asking must not cost the fleet its time.
-const GATHER: Duration = Duration::from_millis(50);
+/// The least time between an announcement and one that somebody asks for: asking must not cost the fleet its time.
+const APART: Duration = Duration::from_millis(250);
 
 /// Announces one worker.
 pub struct Announcer {
@@ -50,12 +52,19 @@ impl Announcer {
     pub async fn run(&self, routes: &[Route]) {
         let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut last = Instant::now();
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = self.live.changed() => {}
-                () = self.asked.notified() => tokio::time::sleep(GATHER).await,
+            let is_asked = tokio::select! {
+                _ = ticks.tick() => false,
+                () = self.live.changed() => false,
+                () = self.asked.notified() => true,
+            };
+            if is_asked {
+                tokio::time::sleep_until(last + APART).await;
             }
+            // This one answers all who have asked by now.
+            let _ = self.asked.notified().now_or_never();
+            last = Instant::now();
             self.announce(routes).await;
         }
     }

@@ -84,7 +84,9 @@ Examples:
 Exit codes: 0 a result, 1 a failure (said on standard error), 2 wrong usage or configuration, 3 no broker.";
 
 pub(crate) async fn run(global: &Global, arguments: &Arguments) -> Result<Exit> {
-    let config = global.load()?;
+    let mut config = global.load()?;
+    // One request has no company.
+    config.requests.pack_linger_us = 0;
     let limits = config.limits.into();
     let body = match &arguments.file {
         None => None,

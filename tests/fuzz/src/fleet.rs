@@ -35,7 +35,7 @@ pub fn status(input: &[u8]) {
     let heard: Vec<WorkerStatus> = fleet.workers().cloned().collect();
     for status in heard {
         for model in &status.models {
-            assert!(fleet.pack_rows(&model.name, Some(model.version)) >= 1);
+            assert_ne!(fleet.pack_rows(&model.name, Some(model.version)), Some(0));
         }
         assert!(fleet.slowness(&status.models) > 0.0);
         let mut again = Fleet::default();

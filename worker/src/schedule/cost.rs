@@ -17,7 +17,11 @@ const ONCE: f64 = 50.0;
 /// never be measured again.
 const FOLLOW: f64 = 0.02;
 /// How much dearer than the cheapest a row may be in a batch that is as large as pays.
-const PAYS: f64 = 1.02;
+const PAYS: f64 = 1.03;
+/// Weight of a new measurement in what is usual, once there are many, and how far off it may be to count as it is: sizes are
+/// compared by a few hundredths, and what is off by more says little.
+const USUAL_WEIGHT: f64 = 0.05;
+const USUAL_RANGE: f64 = 0.1;
 /// A batch that takes no longer keeps nobody waiting, while a larger one saves handing over, and replies travel together.
 const SHORT: Duration = Duration::from_millis(10);
 /// Microseconds a row where nothing has been learned. Only its being equal for all matters.
@@ -30,6 +34,28 @@ pub struct CostCurve {
     per_row: [Option<f64>; BUCKETS],
     /// Of batches that requests made up, what comes of it: workers are compared by it.
     measured: [Mean; BUCKETS],
+    /// Of the same, what is usual: sizes are compared by it.
+    usual: [Usual; BUCKETS],
+}
+
+/// Microseconds a row that are usual, and of how many batches.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usual {
+    per_row: f64,
+    batches: u32,
+}
+
+impl Usual {
+    fn add(&mut self, measured: f64) {
+        self.batches = self.batches.saturating_add(1);
+        let weight = (1.0 / f64::from(self.batches)).max(USUAL_WEIGHT);
+        let range = if self.batches == 1 { f64::MAX } else { self.per_row * (2.0 * weight).max(USUAL_RANGE) };
+        self.per_row += weight * (measured - self.per_row).clamp(-range, range);
+    }
+
+    fn known(self) -> Option<f64> {
+        (self.batches > 0).then_some(self.per_row)
+    }
 }
 
 /// Time and rows of the batches of late.
@@ -61,6 +87,7 @@ impl CostCurve {
     pub fn ran(&mut self, rows: u32, busy: Duration) {
         self.learn(rows, busy);
         self.measured[bucket(rows)].add(busy.as_secs_f64() * 1e6, rows);
+        self.usual[bucket(rows)].add(a_row(rows, busy));
     }
 
     /// Takes a batch that ran, the warm-up's too, which is of another content.
@@ -110,16 +137,22 @@ impl CostCurve {
     }
 
     /// The fewest rows, up to `most`, in whose batch a row costs hardly more than in the cheapest, or whose batch is short. `most`
-    /// where the price of such a batch is not known.
+    /// where no requests have made up such a batch.
     ///
     /// A convolution net costs the same a row in any batch: whoever shares one waits for the others and gains nothing.
     pub fn rows_that_pay(&self, most: u32) -> u32 {
-        let up_to = &self.per_row[..=bucket(most)];
+        let usual = self.usual.map(Usual::known);
+        let up_to = &usual[..=bucket(most)];
         let Some(Some(_)) = up_to.last() else { return most };
         let least = up_to.iter().flatten().copied().fold(f64::INFINITY, f64::min);
         let pays = up_to.iter().position(|known| known.is_some_and(|known| known <= PAYS * least));
         let rows = pays.map_or(most, |at| 1u32 << at);
         rows.max(self.rows_within(SHORT, most)).min(most)
+    }
+
+    /// Whether a batch of so many rows is over before anybody minds.
+    pub fn is_short(&self, rows: u32) -> bool {
+        self.rows_within(SHORT, rows) >= rows
     }
 
     /// What is known: rows (the largest of their size) and microseconds of a batch of so many.
@@ -213,6 +246,11 @@ mod tests {
 
     #[test]
     fn a_batch_is_no_larger_than_pays() {
+        let learned = |costs: &[(u32, u64)]| {
+            let mut curve = CostCurve::default();
+            costs.iter().for_each(|&(rows, micros)| curve.ran(rows, Duration::from_micros(micros)));
+            curve
+        };
         assert_eq!(CostCurve::default().rows_that_pay(64), 64);
         // A convolution net: nothing is gained by company, but for what measuring makes of it.
         let heavy = learned(&[(1, 25_200), (2, 50_000), (4, 100_000), (64, 1_600_000)]);
@@ -226,6 +264,19 @@ mod tests {
         assert_eq!([64, 4].map(|most| light.rows_that_pay(most)), [10, 4]);
         let tiny = learned(&[(1, 10), (64, 640)]);
         assert_eq!(tiny.rows_that_pay(64), 64);
+    }
+
+    #[test]
+    fn what_is_usual_does_not_mind_a_stolen_core_and_gets_over_a_bad_beginning() {
+        let (mut stolen, mut wrong) = (Usual::default(), Usual::default());
+        (0..30).for_each(|_| stolen.add(100.0));
+        stolen.add(400.0);
+        assert!((stolen.per_row - 100.0).abs() < 1.0, "{}", stolen.per_row);
+        wrong.add(130.0);
+        (0..4).for_each(|_| wrong.add(100.0));
+        assert!((wrong.per_row - 100.0).abs() < 7.0, "{}", wrong.per_row);
+        (0..100).for_each(|_| wrong.add(200.0));
+        assert!((wrong.per_row - 200.0).abs() < 20.0, "it follows what lasts: {}", wrong.per_row);
     }
 
     #[test]

@@ -22,8 +22,9 @@ const MOST_DEBT: i64 = 4;
 /// The time that a pack's rows take, at most. A message costs client, broker and worker a quarter of a millisecond together
 /// (docs/benchmarks.md), which is little beside this.
 const PACK_TIME: Duration = Duration::from_millis(20);
-/// One in so many full batches is larger than is known to pay. Else the price of larger ones would be that of the warm-up for ever.
-const TRIED: u32 = 128;
+/// One in so many full batches is of another size than is known to pay, twice as large and half as large in turn. Else a size that
+/// was dear once would be dear for ever.
+const TRIED: u32 = 64;
 /// What publishing and confirming a reply takes, about.
 const WAY_BACK: Duration = Duration::from_millis(5);
 
@@ -42,7 +43,7 @@ pub struct Scheduler<W: Waiting> {
     costs: CostCurve,
     /// Microseconds of the largest batch of late.
     largest: i64,
-    /// Batches that could have been larger.
+    /// Counts batches that could have been larger, see [`TRIED`].
     full: u32,
 }
 
@@ -208,9 +209,12 @@ impl<W: Waiting> Scheduler<W> {
         for (_, lane) in self.lanes.iter().enumerate().filter(|(tier, _)| serves.contains(*tier)) {
             rows = rows.saturating_add(lane.rows_of(&key));
         }
-        let enough = self.enough(rows).min(most_rows);
+        let enough = self.most_rows().min(most_rows);
         match self.policy.is_ready(rows, enough, arrived, now) {
-            Ok(()) => self.form(serves, &key, enough, self.costs.per_row(rows.min(enough)), now),
+            Ok(()) => {
+                let most = if rows > enough { self.tried(enough).min(most_rows) } else { enough };
+                self.form(serves, &key, most, self.costs.per_row(rows.min(most)), now)
+            }
             Err(due) => {
                 // Whoever waits for company must not miss a deadline for it.
                 let due = self.latest_start(serves, &key, rows).map_or(due, |latest| latest.min(due));
@@ -233,23 +237,28 @@ impl<W: Waiting> Scheduler<W> {
         deadlines.min().and_then(|deadline| deadline.checked_sub(took))
     }
 
-    /// Rows of the next batch, at most, where so many wait.
-    fn enough(&mut self, waiting: u32) -> u32 {
-        let most = self.most_rows();
-        let larger = self.allowed_rows().min(most.saturating_mul(2));
-        if waiting <= most || larger <= most {
-            return most;
-        }
-        self.full = self.full.wrapping_add(1);
-        if self.full.is_multiple_of(TRIED) { larger } else { most }
-    }
-
-    /// Rows of a batch, at most: as many as are allowed, but no more than pays. Whoever bounds no time wants full batches, and
-    /// whoever names sizes knows them.
+    /// Rows of a batch, at most: as many as are allowed, but no more than pays.
     fn most_rows(&self) -> u32 {
         let allowed = self.allowed_rows();
-        let is_free = self.policy.max_batch_time.is_some() && self.policy.preferred_batch_sizes.is_empty();
-        if is_free { self.costs.rows_that_pay(allowed) } else { allowed }
+        if self.finds_size() { self.costs.rows_that_pay(allowed) } else { allowed }
+    }
+
+    /// Whoever bounds no time wants full batches, and whoever names sizes knows them.
+    fn finds_size(&self) -> bool {
+        self.policy.max_batch_time.is_some() && self.policy.preferred_batch_sizes.is_empty()
+    }
+
+    /// Rows of the next batch where more wait than are known to pay.
+    fn tried(&mut self, enough: u32) -> u32 {
+        if !self.finds_size() {
+            return enough;
+        }
+        self.full = (self.full + 1) % (2 * TRIED);
+        match self.full {
+            TRIED => enough.saturating_mul(2).min(self.allowed_rows()),
+            0 if !self.costs.is_short(enough) => enough.div_ceil(2),
+            _ => enough,
+        }
     }
 
     /// Rows of a batch by size, and by the time it may take.

@@ -2,11 +2,14 @@
 
 use super::*;
 
-/// A scheduler of batches up to 64 rows and 100 ms that learned what batches cost, with as many rows waiting as they may have.
+const LIMIT: Duration = Duration::from_millis(100);
+
+/// A scheduler that learned from requests what batches cost, with 64 rows waiting.
 fn backlogged(policy: BatchPolicy, costs: &[(u32, u64)], now: Instant) -> Scheduler<Request> {
     let mut scheduler = Scheduler::new(&[1], policy);
     for &(rows, ms) in costs {
-        scheduler.learn(rows, Duration::from_millis(ms));
+        let charged = i64::try_from(ms * 1000).unwrap() / i64::from(rows);
+        scheduler.ran(std::iter::once((0, &0, rows)), charged, Duration::from_millis(ms));
     }
     for id in 0..64 {
         scheduler.push(0, request(id, now));
@@ -19,10 +22,36 @@ fn batch_of(scheduler: &mut Scheduler<Request>, now: Instant) -> usize {
     batch.len()
 }
 
+/// Runs so many batches, of which each takes as long as `took` says of its rows, and never lets fewer than 8 rows wait. Returns their rows.
+fn run(
+    scheduler: &mut Scheduler<Request>,
+    batches: usize,
+    mut took: impl FnMut(usize) -> Duration,
+) -> Vec<usize> {
+    let mut now = Instant::now();
+    let mut sizes = Vec::with_capacity(batches);
+    for id in 64.. {
+        while scheduler.waiting(0) < 8 {
+            scheduler.push(0, request(id, now));
+        }
+        let Next::Run { batch, charged, .. } = scheduler.next(TierSet::ALL, now) else {
+            panic!("work waits")
+        };
+        let busy = took(batch.len());
+        now += busy;
+        scheduler.ran(batch.iter().map(|request| (0, &request.tenant, 1)), charged, busy);
+        sizes.push(batch.len());
+        if sizes.len() == batches {
+            break;
+        }
+    }
+    sizes
+}
+
 #[test]
 fn a_batch_takes_no_longer_than_it_may() {
     let now = Instant::now();
-    let policy = BatchPolicy { max_batch_time: Some(Duration::from_millis(100)), ..policy(64) };
+    let policy = BatchPolicy { max_batch_time: Some(LIMIT), ..policy(64) };
     // In a larger one a row is cheaper.
     let mut scheduler = backlogged(policy, &[(1, 40), (4, 100), (64, 1_280)], now);
     assert_eq!(batch_of(&mut scheduler, now), 4);
@@ -34,7 +63,7 @@ fn a_batch_takes_no_longer_than_it_may() {
 #[test]
 fn a_batch_is_no_larger_than_pays() {
     let now = Instant::now();
-    let limited = BatchPolicy { max_batch_time: Some(Duration::from_millis(100)), ..policy(64) };
+    let limited = BatchPolicy { max_batch_time: Some(LIMIT), ..policy(64) };
     let costs = [(1, 25), (2, 50), (4, 100), (64, 1_600)];
     assert_eq!(batch_of(&mut backlogged(limited.clone(), &costs, now), now), 1);
     assert_eq!(batch_of(&mut backlogged(policy(64), &costs, now), now), 64, "nothing bounds its time");
@@ -44,24 +73,52 @@ fn a_batch_is_no_larger_than_pays() {
 
 #[test]
 fn what_a_larger_batch_costs_is_learned_anew() {
-    let mut now = Instant::now();
-    let policy = BatchPolicy { max_batch_time: Some(Duration::from_millis(100)), ..policy(4) };
-    let mut scheduler = backlogged(policy, &[(1, 25), (2, 50), (4, 100)], now);
-    let (mut id, mut larger) = (64, 0);
+    let policy = BatchPolicy { max_batch_time: Some(LIMIT), ..policy(4) };
+    let mut scheduler = backlogged(policy, &[(1, 25), (2, 50), (4, 100)], Instant::now());
     // Another machine: from now on two rows take as long as one, and four as long as two did.
-    for _ in 0..10_000 {
-        while scheduler.waiting(0) < 8 {
-            scheduler.push(0, request(id, now));
-            id += 1;
-        }
-        let Next::Run { batch, charged, .. } = scheduler.next(TierSet::ALL, now) else {
-            panic!("work waits")
-        };
-        let took = Duration::from_millis(if batch.len() > 2 { 50 } else { 25 });
-        now += took;
-        scheduler.ran(batch.iter().map(|request| (0, &request.tenant, 1)), charged, took);
-        larger += usize::from(batch.len() > 1);
-    }
+    let sizes = run(&mut scheduler, 10_000, |rows| Duration::from_millis(if rows > 2 { 50 } else { 25 }));
     assert_eq!(scheduler.pace().most_rows, 2);
-    assert!(larger > 5_000, "{larger}");
+    assert!(sizes.iter().filter(|&&rows| rows == 2).count() > 8_000);
+}
+
+#[test]
+fn a_size_in_between_is_found() {
+    let policy = BatchPolicy { max_batch_time: Some(LIMIT), ..policy(4) };
+    let mut scheduler = backlogged(policy, &[(1, 20), (4, 40)], Instant::now());
+    let sizes = run(&mut scheduler, 1_000, |rows| Duration::from_millis(if rows > 2 { 40 } else { 20 }));
+    assert_eq!(scheduler.pace().most_rows, 2);
+    assert!(sizes.iter().filter(|&&rows| rows == 2).count() > 500);
+}
+
+/// However much what batches take jitters, and whatever is stolen from some: under a backlog nothing else makes a smaller one run.
+#[test]
+fn sizes_do_not_grow_by_chance_for_good() {
+    let policy = BatchPolicy { max_batch_time: Some(LIMIT), ..policy(4) };
+    let mut scheduler = backlogged(policy, &[(1, 31), (2, 50), (4, 100)], Instant::now());
+    let (mut state, mut batch) = (7u64, 0);
+    let sizes = run(&mut scheduler, 20_000, |rows| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        batch += 1;
+        let jitter = (state >> 40) as f64 / (1u64 << 24) as f64; // 0 to 1
+        let stolen = if batch % 50 == 0 { 4.0 } else { 1.0 };
+        Duration::from_millis(25).mul_f64(rows as f64 * (0.95 + 0.1 * jitter) * stolen)
+    });
+    let single = sizes[2_000..].iter().filter(|&&rows| rows == 1).count();
+    assert!(single > 15_000, "{single} of 18000");
+}
+
+#[test]
+fn a_trial_waits_for_no_company() {
+    let now = Instant::now();
+    let delay = Duration::from_secs(10);
+    let policy = BatchPolicy { max_batch_time: Some(LIMIT), max_queue_delay: delay, ..policy(4) };
+    let mut scheduler = backlogged(policy, &[(1, 25), (2, 50), (4, 100)], now);
+    scheduler.drain();
+    for id in 0..500 {
+        while scheduler.waiting(0) < 2 {
+            scheduler.push(0, request(id, now));
+        }
+        // More than pays wait, and fewer than the larger batch takes.
+        assert!(batch_of(&mut scheduler, now) <= 2);
+    }
 }
