@@ -32,11 +32,6 @@ impl Control {
         Self { format: FORMAT, cancel: ids, announce: false }
     }
 
-    /// Asks all workers to announce themselves.
-    pub fn announce() -> Self {
-        Self { format: FORMAT, cancel: Vec::new(), announce: true }
-    }
-
     /// As a body.
     pub fn write(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("text serializes")
@@ -63,7 +58,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_nothing_else() {
-        for control in [Control::cancel(vec!["a".to_owned()]), Control::announce()] {
+        for control in
+            [Control::cancel(vec!["a".to_owned()]), Control { announce: true, ..Control::cancel(vec![]) }]
+        {
             assert_eq!(Control::read(&control.write()), Some(control));
         }
         assert_eq!(Control::read(b"{\"format\":1}"), Some(Control::cancel(vec![])));

@@ -53,7 +53,10 @@ async fn shares(workers: usize) -> bool {
         .config("slow", &format!("max_batch_size = {BATCH}\n{ONE_INSTANCE}"))
         .model("slow", &models::slow(20));
     let mut running: Vec<_> = (0..workers).map(|_| stack.worker()).collect();
-    let client = stack.client().await;
+    // A request a message: a lane that holds two packs is full, too, but does not look it.
+    let mut config = stack.client_config();
+    config.requests.pack_linger_us = 0;
+    let client = Client::connect(config).await.unwrap();
     let answered = [const { AtomicUsize::new(0) }; 3];
     let is_over = AtomicBool::new(false);
     let floods = TIERS

@@ -123,7 +123,10 @@ impl CostCurve {
     /// What a single row takes cannot be undercut, and a batch that takes little longer than that is no worse: a model bound
     /// by its weights takes as long for one row as for many.
     pub fn rows_within(&self, limit: Duration, most: u32) -> u32 {
-        let limit = limit.max(self.estimate(1) * 5 / 4);
+        self.rows_in(limit.max(self.estimate(1) * 5 / 4), most)
+    }
+
+    fn rows_in(&self, limit: Duration, most: u32) -> u32 {
         if !self.is_known() || self.estimate(most) <= limit {
             return most;
         }
@@ -137,22 +140,27 @@ impl CostCurve {
     }
 
     /// The fewest rows, up to `most`, in whose batch a row costs hardly more than in the cheapest, or whose batch is short. `most`
-    /// where no requests have made up such a batch.
+    /// where requests have made up no such batch and a row was cheapest in the largest that they have.
     ///
     /// A convolution net costs the same a row in any batch: whoever shares one waits for the others and gains nothing.
     pub fn rows_that_pay(&self, most: u32) -> u32 {
-        let usual = self.usual.map(Usual::known);
-        let up_to = &usual[..=bucket(most)];
-        let Some(Some(_)) = up_to.last() else { return most };
-        let least = up_to.iter().flatten().copied().fold(f64::INFINITY, f64::min);
-        let pays = up_to.iter().position(|known| known.is_some_and(|known| known <= PAYS * least));
-        let rows = pays.map_or(most, |at| 1u32 << at);
-        rows.max(self.rows_within(SHORT, most)).min(most)
+        let top = bucket(most);
+        let known = || (0..=top).filter_map(|at| Some((at, self.usual[at].known()?)));
+        let least = known().map(|(_, per_row)| per_row).fold(f64::INFINITY, f64::min);
+        let (Some((pays, _)), Some((largest, _))) =
+            (known().find(|&(_, per_row)| per_row <= PAYS * least), known().last())
+        else {
+            return most;
+        };
+        if pays == largest && largest < top {
+            return most;
+        }
+        (1u32 << pays).max(self.rows_in(SHORT, most)).min(most)
     }
 
     /// Whether a batch of so many rows is over before anybody minds.
     pub fn is_short(&self, rows: u32) -> bool {
-        self.rows_within(SHORT, rows) >= rows
+        self.estimate(rows) <= SHORT
     }
 
     /// What is known: rows (the largest of their size) and microseconds of a batch of so many.
@@ -255,7 +263,12 @@ mod tests {
         // A convolution net: nothing is gained by company, but for what measuring makes of it.
         let heavy = learned(&[(1, 25_200), (2, 50_000), (4, 100_000), (64, 1_600_000)]);
         assert_eq!([64, 4, 3, 1].map(|most| heavy.rows_that_pay(most)), [1, 1, 1, 1]);
-        assert_eq!(heavy.rows_that_pay(16), 16, "whose price is not known");
+        assert_eq!(heavy.rows_that_pay(16), 1, "larger ones have not shown to be cheaper");
+        assert_eq!(learned(&[(1, 25_000)]).rows_that_pay(16), 16, "none has shown what it costs");
+        // A warm-up whose single row was dear, or cores stolen twice, make no batch short.
+        let mut dear = heavy.clone();
+        dear.learn(1, Duration::from_millis(100));
+        assert_eq!((dear.rows_that_pay(4), dear.is_short(2)), (1, false));
         // Bound by its weights up to 16 rows.
         let bound = learned(&[(1, 20_000), (4, 20_400), (16, 40_000), (64, 160_000)]);
         assert_eq!([64, 50, 16, 4].map(|most| bound.rows_that_pay(most)), [16, 16, 16, 4]);

@@ -22,8 +22,8 @@ const MOST_DEBT: i64 = 4;
 /// The time that a pack's rows take, at most. A message costs client, broker and worker a quarter of a millisecond together
 /// (docs/benchmarks.md), which is little beside this.
 const PACK_TIME: Duration = Duration::from_millis(20);
-/// One in so many full batches is of another size than is known to pay, twice as large and half as large in turn. Else a size that
-/// was dear once would be dear for ever.
+/// One in so many full batches is of another size than is known to pay, twice as large and half as large in turn. Else a size next to
+/// it that was dear once would be dear for ever. Requests of many rows are not split for it.
 const TRIED: u32 = 64;
 /// What publishing and confirming a reply takes, about.
 const WAY_BACK: Duration = Duration::from_millis(5);
