@@ -148,7 +148,7 @@ impl CostCurve {
         let known = || (0..=top).filter_map(|at| Some((at, self.usual[at].known()?)));
         let least = known().map(|(_, per_row)| per_row).fold(f64::INFINITY, f64::min);
         let (Some((pays, _)), Some((largest, _))) =
-            (known().find(|&(_, per_row)| per_row <= PAYS * least), known().last())
+            (known().find(|&(_, per_row)| per_row <= PAYS * least), known().next_back())
         else {
             return most;
         };
