@@ -21,8 +21,9 @@ use tracing::debug;
 
 use crate::builder::Builder;
 use crate::cache::{CacheStats, ResponseCache};
-use crate::cancel::{self, Cancel, Controller, Word};
+use crate::cancel::Cancel;
 use crate::config::Config;
+use crate::control::{self, Command, Controller};
 use crate::error::{ConnectError, Error};
 use crate::gate::Gate;
 use crate::handle::Handle;
@@ -274,8 +275,8 @@ impl Client {
         let ids: Vec<String> = ids.into_iter().collect();
         for some in ids.chunks(MAX_IDS) {
             let user = self.inner.reply_key.user();
-            let control = Control::cancel(some.to_vec());
-            let outcome = cancel::publish(&self.inner.publisher, &exchange, user, &control).await;
+            let cancelled = Control::cancel(some.to_vec());
+            let outcome = control::publish(&self.inner.publisher, &exchange, user, &cancelled).await;
             // Without a worker nobody is told, and nobody runs anything. Control queues drop their oldest message where they are full: one
             // that refuses cannot be reached, mostly for being on a node that is down, and all others have it.
             if !matches!(outcome, Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused) {
@@ -290,7 +291,7 @@ impl Client {
     /// As [`Client::cancel`], without waiting.
     pub(crate) fn cancel_soon(&self, id: String) {
         let _on = self.inner.packing.runtime().enter();
-        self.inner.tell(Word::Cancel(id));
+        self.inner.tell(Command::Cancel(id));
     }
 
     /// Whether replies outlive this client, so that a later one may have to tell whom they answer.
@@ -322,7 +323,7 @@ impl Client {
             let listens = listening.wait_for(|state| matches!(state, LinkState::Up(_)));
             tokio::select! {
                 up = listens => if let (Ok(_), Some(inner)) = (up, client.upgrade()) {
-                    inner.tell(Word::Announce);
+                    inner.tell(Command::Announce);
                 },
                 () = stopping.stopping() => {}
             }
@@ -375,8 +376,8 @@ impl Client {
 }
 
 impl Inner {
-    fn tell(&self, word: Word) {
-        self.controller.tell(word, &self.connector, &self.names, &self.publishing);
+    fn tell(&self, command: Command) {
+        self.controller.tell(command, &self.connector, &self.names, &self.publishing);
     }
 }
 

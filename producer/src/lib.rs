@@ -36,6 +36,7 @@ mod cache;
 mod cancel;
 mod client;
 mod config;
+mod control;
 mod element;
 mod error;
 mod gate;
