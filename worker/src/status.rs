@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use millrace_common::amqp::connection::LinkState;
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::properties::Properties;
@@ -52,19 +51,19 @@ impl Announcer {
     pub async fn run(&self, routes: &[Route]) {
         let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut last = Instant::now();
+        let (mut last, mut due) = (Instant::now(), None);
         loop {
-            let is_asked = tokio::select! {
-                _ = ticks.tick() => false,
-                () = self.live.changed() => false,
-                () = self.asked.notified() => true,
-            };
-            if is_asked {
-                tokio::time::sleep_until(last + APART).await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.live.changed() => {}
+                // Whoever asks until then is answered by the same announcement.
+                () = self.asked.notified() => {
+                    due.get_or_insert(last + APART);
+                    continue;
+                }
+                () = tokio::time::sleep_until(due.unwrap_or(last)), if due.is_some() => {}
             }
-            // This one answers all who have asked by now.
-            let _ = self.asked.notified().now_or_never();
-            last = Instant::now();
+            (last, due) = (Instant::now(), None);
             self.announce(routes).await;
         }
     }
