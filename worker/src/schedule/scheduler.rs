@@ -44,7 +44,7 @@ pub struct Scheduler<W: Waiting> {
     /// Microseconds of the largest batch of late.
     largest: i64,
     /// Counts batches that could have been larger, see [`TRIED`].
-    full: u32,
+    full_batches: u32,
 }
 
 /// How fast an instance is.
@@ -87,7 +87,7 @@ impl<W: Waiting> Scheduler<W> {
             policy,
             costs: CostCurve::default(),
             largest: 0,
-            full: 0,
+            full_batches: 0,
         }
     }
 
@@ -253,8 +253,8 @@ impl<W: Waiting> Scheduler<W> {
         if !self.finds_size() {
             return enough;
         }
-        self.full = (self.full + 1) % (2 * TRIED);
-        match self.full {
+        self.full_batches = (self.full_batches + 1) % (2 * TRIED);
+        match self.full_batches {
             TRIED => enough.saturating_mul(2).min(self.allowed_rows()),
             0 if !self.costs.is_short(enough) => enough.div_ceil(2),
             _ => enough,
