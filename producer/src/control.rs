@@ -29,41 +29,72 @@ pub(crate) enum Command {
 /// let this user write to it, does to it hurts nothing else.
 #[derive(Debug, Default)]
 pub(crate) struct Controller {
-    commands: OnceLock<mpsc::Sender<Command>>,
+    link: OnceLock<Link>,
 }
 
 impl Controller {
     /// Tells the workers soon. Does not block; needs a runtime about it the first time.
     pub(crate) fn tell(&self, command: Command, connector: &Connector, names: &Names, lifecycle: &Lifecycle) {
-        if lifecycle.is_stopping() {
-            return;
+        if !lifecycle.is_stopping() {
+            // Full: see above.
+            let _ = self.link(connector, names, lifecycle).commands.try_send(command);
         }
-        let start = || {
+    }
+
+    /// Tells the workers at once, and says what the broker did with that. Needs a runtime about it the first time.
+    pub(crate) async fn cancel(
+        &self,
+        ids: Vec<String>,
+        connector: &Connector,
+        names: &Names,
+        lifecycle: &Lifecycle,
+    ) -> Outcome {
+        self.link(connector, names, lifecycle).sender.publish(&Control::cancel(ids)).await
+    }
+
+    fn link(&self, connector: &Connector, names: &Names, lifecycle: &Lifecycle) -> &Link {
+        self.link.get_or_init(|| {
             let (commands, waiting) = mpsc::channel(WAITING);
-            let user: Arc<str> = connector.addresses()[0].user().into();
             let options = PublisherOptions::default();
-            let publisher = Publisher::spawn(connector.clone(), "control", options, lifecycle);
-            lifecycle.spawn(send(
-                waiting,
-                publisher,
-                names.control_exchange().into(),
-                user,
-                lifecycle.clone(),
-            ));
-            commands
-        };
-        // Full: see above.
-        let _ = self.commands.get_or_init(start).try_send(command);
+            let sender = Sender {
+                publisher: Publisher::spawn(connector.clone(), "control", options, lifecycle),
+                exchange: names.control_exchange().into(),
+                user: connector.addresses()[0].user().into(),
+            };
+            lifecycle.spawn(send(waiting, sender.clone(), lifecycle.clone()));
+            Link { commands, sender }
+        })
     }
 }
 
-async fn send(
-    mut waiting: mpsc::Receiver<Command>,
+#[derive(Debug)]
+struct Link {
+    commands: mpsc::Sender<Command>,
+    sender: Sender,
+}
+
+/// Publishes as this user.
+#[derive(Clone, Debug)]
+struct Sender {
     publisher: Publisher,
     exchange: Arc<str>,
     user: Arc<str>,
-    lifecycle: Lifecycle,
-) {
+}
+
+impl Sender {
+    async fn publish(&self, control: &Control) -> Outcome {
+        let message = Message {
+            exchange: Arc::clone(&self.exchange),
+            routing_key: String::new(),
+            properties: Properties::new().with_content_type("application/json").with_user_id(&self.user),
+            body: control.write().into(),
+            mandatory: false,
+        };
+        self.publisher.publish(message).await
+    }
+}
+
+async fn send(mut waiting: mpsc::Receiver<Command>, sender: Sender, lifecycle: Lifecycle) {
     let sending = async {
         loop {
             let mut commands = Vec::new();
@@ -84,28 +115,11 @@ async fn send(
                 }
             }
             // Lost, they run, as if their callers had not cancelled; and workers announce themselves every second anyway.
-            publish(&publisher, &exchange, &user, &control).await;
+            sender.publish(&control).await;
         }
     };
     tokio::select! {
         () = sending => {}
         () = lifecycle.stopping() => {}
     }
-}
-
-/// Tells all workers, as this user, and says what the broker did with that.
-pub(crate) async fn publish(
-    publisher: &Publisher,
-    exchange: &Arc<str>,
-    user: &str,
-    control: &Control,
-) -> Outcome {
-    let message = Message {
-        exchange: Arc::clone(exchange),
-        routing_key: String::new(),
-        properties: Properties::new().with_content_type("application/json").with_user_id(user),
-        body: control.write().into(),
-        mandatory: false,
-    };
-    publisher.publish(message).await
 }
