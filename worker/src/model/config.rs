@@ -59,7 +59,7 @@ impl Default for ModelConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DynamicBatching {
-    /// Batch sizes that run at once, without waiting for more rows.
+    /// Sizes of batches that run without waiting for more rows: the largest of them that waits is taken.
     pub preferred_batch_size: Vec<u32>,
     /// How long an idle instance lets a request wait for others. 0 by default: while instances are busy batches grow anyway.
     pub max_queue_delay_microseconds: u64,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 pub struct BatchPolicy {
     /// Most rows of a batch, 1 or more.
     pub max_batch_size: u32,
-    /// Sizes that need no waiting for more, ascending; may be empty.
+    /// Sizes that need no waiting for more, in any order; may be empty. A batch is of the largest of them that waits.
     pub preferred_batch_sizes: Vec<u32>,
     /// How long an idle instance lets the oldest request wait for company.
     pub max_queue_delay: Duration,
@@ -23,10 +23,23 @@ impl BatchPolicy {
     /// # Errors
     /// The instant at which the oldest request's delay is spent.
     pub fn is_ready(&self, rows: u32, most: u32, oldest: Instant, now: Instant) -> Result<(), Instant> {
-        let is_full = rows >= most;
-        let is_preferred = self.preferred_batch_sizes.iter().any(|&size| rows >= size);
         let due = oldest + self.max_queue_delay;
-        if is_full || is_preferred || now >= due { Ok(()) } else { Err(due) }
+        if self.is_enough(rows, most) || now >= due { Ok(()) } else { Err(due) }
+    }
+
+    /// Whether `rows` rows need not wait for more, where a batch of `most` is full.
+    pub fn is_enough(&self, rows: u32, most: u32) -> bool {
+        rows >= most || self.preferred(rows).is_some()
+    }
+
+    /// Rows of a batch, at most, where `rows` wait and `most` are allowed.
+    pub fn size(&self, rows: u32, most: u32) -> u32 {
+        self.preferred(rows.min(most)).unwrap_or(most)
+    }
+
+    /// The largest preferred size that so many rows make up.
+    fn preferred(&self, rows: u32) -> Option<u32> {
+        self.preferred_batch_sizes.iter().copied().filter(|&size| size <= rows).max()
     }
 }
 
@@ -49,5 +62,18 @@ mod tests {
         assert_eq!(policy.is_ready(4, 8, start, start), Ok(()));
         assert_eq!(policy.is_ready(8, 8, start, start), Ok(()));
         assert_eq!(policy.is_ready(3, 3, start, start), Ok(()));
+    }
+
+    #[test]
+    fn a_batch_is_of_the_largest_preferred_size_that_waits() {
+        let policy = BatchPolicy {
+            max_batch_size: 64,
+            preferred_batch_sizes: vec![8, 16],
+            max_queue_delay: Duration::ZERO,
+            max_batch_time: None,
+        };
+        assert_eq!([7, 8, 15, 16, 100].map(|rows| policy.size(rows, 64)), [64, 8, 8, 16, 16]);
+        assert_eq!(policy.size(100, 12), 8, "its time allows no more than 12");
+        assert_eq!(policy.size(100, 4), 4);
     }
 }

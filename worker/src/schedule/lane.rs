@@ -60,10 +60,12 @@ pub struct Lane<W: Waiting> {
 }
 
 /// What waits of one key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Load {
     requests: usize,
     rows: u64,
+    /// Of a batch of this key, at most.
+    most_rows: u32,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,9 @@ impl<W: Waiting> Lane<W> {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.length += 1;
-        let load = self.loads.entry(waiting.key().clone()).or_default();
+        let most_rows = waiting.most_rows();
+        let load =
+            self.loads.entry(waiting.key().clone()).or_insert(Load { requests: 0, rows: 0, most_rows });
         load.requests += 1;
         load.rows += u64::from(waiting.rows());
         if let Some(tenant) = self.tenants.get_mut(waiting.tenant()) {
@@ -192,6 +196,19 @@ impl<W: Waiting> Lane<W> {
     /// Rows waiting with this key.
     pub fn rows_of(&self, key: &W::Key) -> u32 {
         self.loads.get(key).map_or(0, |load| u32::try_from(load.rows).unwrap_or(u32::MAX))
+    }
+
+    /// The other keys that wait, and the most rows of a batch of each.
+    pub fn others<'a>(&'a self, key: &'a W::Key) -> impl Iterator<Item = (&'a W::Key, u32)> {
+        self.loads.iter().filter(move |(other, _)| *other != key).map(|(other, load)| (other, load.most_rows))
+    }
+
+    /// The earliest deadline among the requests with other keys.
+    pub fn deadline_of_others(&self, key: &W::Key) -> Option<Instant> {
+        if self.loads.len() == usize::from(self.offers(key)) {
+            return None;
+        }
+        self.in_turn().flat_map(|line| line.all_but(key)).filter_map(Waiting::deadline).min()
     }
 
     /// The earliest deadline among `enough` of the requests with this key.

@@ -205,36 +205,50 @@ impl<W: Waiting> Scheduler<W> {
         let key = front.key().clone();
         let arrived = front.arrived();
         let most_rows = front.most_rows();
-        let mut rows = 0u32;
-        for (_, lane) in self.lanes.iter().enumerate().filter(|(tier, _)| serves.contains(*tier)) {
-            rows = rows.saturating_add(lane.rows_of(&key));
-        }
+        let rows = self.lanes(serves).fold(0u32, |rows, lane| rows.saturating_add(lane.rows_of(&key)));
         let enough = self.most_rows().min(most_rows);
-        match self.policy.is_ready(rows, enough, arrived, now) {
-            Ok(()) => {
-                let most = if rows > enough { self.tried(enough).min(most_rows) } else { enough };
-                self.form(serves, &key, most, self.costs.per_row(rows.min(most)), now)
-            }
+        let most = match self.policy.is_ready(rows, enough, arrived, now) {
+            Ok(()) if rows > enough => self.tried(enough).min(most_rows),
+            Ok(()) => enough,
             Err(due) => {
-                // Whoever waits for company must not miss a deadline for it.
-                let due = self.latest_start(serves, &key, rows).map_or(due, |latest| latest.min(due));
-                if due > now {
+                // Whoever waits for company must not make anybody miss a deadline by it, nor full batches wait.
+                let latest = self.latest_start(serves, &key, rows).map_or(due, |latest| latest.min(due));
+                if latest > now && !self.is_another_full(serves, &key) {
                     // A tier that rests may have a full batch.
-                    Next::WaitUntil(opens.map_or(due, |opens| opens.min(due)))
-                } else {
-                    self.form(serves, &key, enough, self.costs.per_row(rows), now)
+                    return Next::WaitUntil(opens.map_or(latest, |opens| opens.min(latest)));
                 }
+                enough
             }
-        }
+        };
+        let most = self.policy.size(rows, most);
+        self.form(serves, &key, most, self.costs.per_row(rows.min(most)), now)
     }
 
-    /// When a batch of the `rows` rows that wait with this key must start, to be answered before the first of their deadlines.
+    /// The lanes of these tiers.
+    fn lanes(&self, serves: TierSet) -> impl Iterator<Item = &Lane<W>> {
+        self.lanes.iter().enumerate().filter(move |(tier, _)| serves.contains(*tier)).map(|(_, lane)| lane)
+    }
+
+    /// Whether rows of another key than this make up a batch that is worth running.
+    fn is_another_full(&self, serves: TierSet, key: &W::Key) -> bool {
+        let most = self.most_rows();
+        self.lanes(serves).flat_map(|lane| lane.others(key)).any(|(other, most_rows)| {
+            let rows = self.lanes(serves).fold(0u32, |rows, lane| rows.saturating_add(lane.rows_of(other)));
+            self.policy.is_enough(rows, most.min(most_rows))
+        })
+    }
+
+    /// When a batch of the `rows` rows that wait with this key must start, for it and what waits behind it to be answered before the first
+    /// of their deadlines.
     fn latest_start(&self, serves: TierSet, key: &W::Key, rows: u32) -> Option<Instant> {
-        let served = self.lanes.iter().enumerate().filter(|(tier, _)| serves.contains(*tier));
-        let deadlines = served.filter_map(|(_, lane)| lane.deadline_of(key, self.policy.max_batch_size));
+        let own =
+            self.lanes(serves).filter_map(|lane| lane.deadline_of(key, self.policy.max_batch_size)).min();
+        let others = self.lanes(serves).filter_map(|lane| lane.deadline_of_others(key)).min();
         // An average, hence the half more; and the way back to the caller.
-        let took = self.costs.estimate(rows).mul_f64(1.5) + WAY_BACK;
-        deadlines.min().and_then(|deadline| deadline.checked_sub(took))
+        let took = |rows| self.costs.estimate(rows).mul_f64(1.5);
+        let own = own.and_then(|deadline| deadline.checked_sub(took(rows) + WAY_BACK));
+        let others = others.and_then(|deadline| deadline.checked_sub(took(rows) + took(1) + WAY_BACK));
+        own.into_iter().chain(others).min()
     }
 
     /// Rows of a batch, at most: as many as are allowed, but no more than pays.

@@ -10,7 +10,8 @@ use crate::context::Context;
 use crate::limits::echo::{self, Echo, Payload};
 use crate::limits::raw_loop::Pace;
 use crate::load::Arrivals;
-use crate::report::{Section, Spread};
+use crate::plot::{Bars, Layout};
+use crate::report::{Figure, Section, Spread};
 use crate::stack::Stack;
 use crate::workload::{Model, Workload};
 
@@ -56,9 +57,13 @@ fn cases() -> Vec<Workload> {
         json(Model::Tiny),
         packed(Model::Tiny),
         of(Model::Mid),
+        json(Model::Mid),
         packed(Model::Mid),
         of(Model::Heavy),
+        json(Model::Heavy),
         of(Model::MiniLm),
+        json(Model::MiniLm),
+        packed(Model::MiniLm),
     ]
 }
 
@@ -87,7 +92,39 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         "of the same echo",
     ];
     section.table(&columns, cases.iter().zip(&results).map(|(case, runs)| row(case, runs)).collect());
+    for model in [Model::Tiny, Model::Mid, Model::Heavy, Model::MiniLm] {
+        let of_model: Vec<_> = cases.iter().zip(&results).filter(|(case, _)| case.model == model).collect();
+        if !of_model.is_empty() {
+            section.figure(figure(model, &of_model)?);
+        }
+    }
     Ok(Some(section))
+}
+
+/// A plot for each model: the fleet's rate beside the echoes' where the broker is the limit, else beside the raw loop's.
+fn figure(model: Model, cases: &[(&Workload, &Vec<Measured>)]) -> Result<Figure> {
+    let is_echo_bound = model == Model::Tiny;
+    let group = |&(case, runs): &(&Workload, &Vec<Measured>)| {
+        let median = |value: &dyn Fn(&Measured) -> f64| Spread::of(runs, value).median;
+        let mut rates = vec![median(&|run| run.rate)];
+        if is_echo_bound {
+            rates.extend([median(&|run| run.bare.rate), median(&|run| run.same.rate)]);
+        } else {
+            rates.push(median(&|run| run.best.rows));
+        }
+        (case.name().replacen(model.name(), "", 1).trim().to_owned(), rates)
+    };
+    let bars = Bars {
+        y: "requests or rows a second",
+        layout: Layout::SideBySide,
+        parts: if is_echo_bound { &["fleet", "bare echo", "same echo"] } else { &["fleet", "raw loop"] },
+        groups: cases.iter().map(group).collect(),
+    };
+    Ok(Figure {
+        name: format!("throughput-{}", model.name()),
+        caption: format!("Throughput of {} beside its limits", model.name()),
+        svg: bars.svg()?,
+    })
 }
 
 fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {

@@ -47,6 +47,12 @@ impl<W: Waiting> Line<W> {
         self.by_key.get(key).into_iter().flatten().map(|(_, waiting)| waiting)
     }
 
+    /// The requests with other keys, in no particular order.
+    pub(super) fn all_but(&self, key: &W::Key) -> impl Iterator<Item = &W> {
+        let others = self.by_key.iter().filter(move |(other, _)| *other != key);
+        others.flat_map(|(_, queue)| queue).map(|(_, waiting)| waiting)
+    }
+
     /// Takes the next request with this key.
     pub(super) fn pop_of(&mut self, key: &W::Key) -> Option<W> {
         let queue = self.by_key.get_mut(key)?;

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::super::tier_set::TierSet;
 use super::*;
 
+mod company;
+mod fairness;
 mod sizes;
 
 #[derive(Clone, Debug, PartialEq)]

@@ -23,7 +23,7 @@ use crate::stack::Stack;
 use crate::workload::{Model, Workload};
 use closed_loop::Figures;
 use peer::{Task, sources};
-use table::{COLUMNS, Contestant, Run, rows};
+use table::{COLUMNS, Contestant, Run, figure, rows};
 
 const TIER: &str = "premium";
 
@@ -46,6 +46,9 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     if !cases.is_empty() {
         section
             .table(&COLUMNS, cases.iter().zip(&results).flat_map(|(case, runs)| rows(case, runs)).collect());
+        for (case, runs) in cases.iter().zip(&results) {
+            section.figure(figure(case, runs)?);
+        }
     }
     if has_flood {
         let workload = Workload { queue_type: QueueKind::Classic, ..Workload::of(MODEL) };

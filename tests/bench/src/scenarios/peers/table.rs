@@ -1,9 +1,12 @@
 //! The comparison as rows of a table.
 
+use anyhow::Result;
+
 use super::closed_loop::Figures;
 use super::peer::Peer;
-use crate::report::Spread;
-use crate::workload::Workload;
+use crate::plot::{Bars, Layout};
+use crate::report::{Figure, Spread};
+use crate::workload::{Model, Workload};
 
 pub(super) const COLUMNS: [&str; 7] = [
     "case",
@@ -46,6 +49,18 @@ impl Contestant {
             Self::Limit => "raw loop (the limit)",
         }
     }
+
+    /// As short as it fits below a bar.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Single => "fleet",
+            Self::Packed => "fleet, packed",
+            Self::Peer(Peer::Celery) => "Celery",
+            Self::Peer(Peer::AioPika) => "aio-pika",
+            Self::Peer(Peer::Mosec) => "Mosec",
+            Self::Limit => "raw loop",
+        }
+    }
 }
 
 /// One run of a case, in the order of [`Contestant::ALL`].
@@ -82,4 +97,22 @@ fn row(case: &Workload, who: Contestant, index: usize, runs: &[Run]) -> Vec<Stri
         },
         format!("{:.0} + {:.0} + {:.0} = {:.0}", cpu[0], cpu[1], cpu[2], cpu.iter().sum::<f64>()),
     ]
+}
+
+/// Everybody's rate; the raw loop's too, but of *tiny*, beside which nobody else could be seen.
+pub(super) fn figure(case: &Workload, runs: &[Run]) -> Result<Figure> {
+    let shown = Contestant::ALL.iter().enumerate();
+    let shown = shown.filter(|(_, who)| **who != Contestant::Limit || case.model != Model::Tiny);
+    let rate = |index: usize| Spread::of(runs, |run| run[index].rate).median;
+    let bars = Bars {
+        y: "items a second",
+        layout: Layout::SideBySide,
+        parts: &["median of the runs"],
+        groups: shown.map(|(index, who)| (who.label().to_owned(), vec![rate(index)])).collect(),
+    };
+    Ok(Figure {
+        name: format!("peers-{}-{}", case.model.name(), case.queue_type),
+        caption: format!("Items a second, {}", case.name()),
+        svg: bars.svg()?,
+    })
 }
