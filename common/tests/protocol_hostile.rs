@@ -13,8 +13,6 @@ mod copies;
 mod document;
 #[path = "hostile/lists.rs"]
 mod lists;
-#[path = "hostile/meter.rs"]
-mod meter;
 #[path = "hostile/mutation.rs"]
 mod mutation;
 
@@ -22,16 +20,19 @@ use amplifiers::amplifiers;
 use arbitrary::{Elements, request, response};
 use bytes::Bytes;
 use document::{Document, document};
-use meter::peak_of;
 use millrace_common::protocol::codec::{
     Body, DecodeError, Encoding, Limits, MAX_ID_BYTES, MAX_NAME_BYTES, MAX_PARAMETERS, MAX_RANK, MAX_TENSORS,
     ResponseHead, decode_request, decode_response, encode_request, encode_response,
 };
 use millrace_common::protocol::request::InferRequest;
 use millrace_common::protocol::tensor::{Datatype, Tensor, element_count};
+use millrace_harness::meter::{Counting, peak_of};
 use mutation::mutation;
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 /// Most bytes alive at once during a decode, for each byte of input.
 ///

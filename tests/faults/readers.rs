@@ -8,6 +8,7 @@ use millrace_harness::process::WorkerProcess;
 use millrace_tests::foreign::{Foreign, rows, text_header};
 use millrace_tests::load::{Plan, Trial, say};
 use millrace_tests::stack::{ONE_INSTANCE, Stack, eventually};
+use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const SOME: usize = 400;
@@ -16,6 +17,9 @@ const ROOM: usize = 5;
 const REQUESTS: usize = 60;
 /// For so long a reply that is refused is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+const LONG_RETRY: Duration = Duration::from_secs(60);
+/// What the worker may hold of answers, where that is to be little.
+const LITTLE: usize = 1 << 20;
 
 /// One of two requesters of a worker never reads.
 struct Stuck {
@@ -28,12 +32,17 @@ struct Stuck {
 
 impl Stuck {
     async fn begin() -> Self {
+        Self::begin_with(RETRY, |stack| stack).await
+    }
+
+    async fn begin_with(retry: Duration, more: impl FnOnce(Stack) -> Stack) -> Self {
         let broker =
             Broker::start(BrokerOptions { plugins: Vec::new(), ..BrokerOptions::default() }).unwrap();
         let stack = Stack::on(&broker.amqp_url())
-            .set("REPLIES__REFUSED_RETRY_SECONDS", &RETRY.as_secs().to_string())
+            .set("REPLIES__REFUSED_RETRY_SECONDS", &retry.as_secs().to_string())
             .config("m", ONE_INSTANCE)
             .model("m", &models::slow(2));
+        let stack = more(stack);
         let worker = stack.worker();
         let requester = Foreign::idle(stack.amqp_url(), stack.prefix()).await;
         let pattern = format!("^{}\\.{}$", stack.prefix(), requester.reply_queue().replace('.', "\\."));
@@ -69,6 +78,25 @@ async fn one_that_never_reads_holds_up_nobody() {
     stuck.requests().await;
     stuck.trial.load().flows(SOME).await;
     stuck.is_kept().await;
+    stuck.trial.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_never_reads_large_answers_holds_up_nobody() {
+    let stuck = Stuck::begin_with(LONG_RETRY, |stack| {
+        let little = LITTLE.to_string();
+        stack.set("REPLIES__MAX_IN_FLIGHT_BYTES", &little).model("large", &models::doubled())
+    })
+    .await;
+    // Its answer is twice as long: eight of them fill it all.
+    let row = vec![1.0f32; LITTLE / 64];
+    let input = json!({"name": "x", "datatype": "FP32", "shape": [1, row.len()], "data": row});
+    let body = json!({ "inputs": [input] }).to_string();
+    for _ in 0..REQUESTS {
+        stuck.requester.request("large.premium", body.as_bytes()).await;
+    }
+    let took = stuck.trial.load().flows(SOME).await;
+    assert!(took < LONG_RETRY, "the others waited for it: {took:?}");
     stuck.trial.end().await;
 }
 

@@ -20,7 +20,7 @@ const TIERS: [(&str, f64, usize); 3] =
 /// What is in flight at the end takes half a minute on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 const SETTLE: Duration = Duration::from_secs(4);
-const MEASURE: Duration = Duration::from_secs(8);
+const MEASURE: Duration = Duration::from_secs(10);
 const BATCH: u64 = 4;
 const ATTEMPTS: usize = 4;
 

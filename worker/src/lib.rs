@@ -2,6 +2,8 @@
 //!
 //! The folder listing is the architecture; [`pipeline`] joins the rooms:
 //! [`inbound`] → [`schedule`] → [`model`] → [`outbound`].
+// That the settler's futures are `Send` is found through all that an AMQP connection is made of.
+#![recursion_limit = "256"]
 
 pub mod catalogue;
 pub mod command;

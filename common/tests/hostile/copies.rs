@@ -7,8 +7,7 @@ use millrace_common::protocol::codec::{
 };
 use millrace_common::protocol::request::InferRequest;
 use millrace_common::protocol::tensor::{Datatype, Tensor};
-
-use crate::meter::{allocations_of, peak_of};
+use millrace_harness::meter::{allocations_of, peak_of};
 
 /// A buffer that grows to its size asks as often as it doubles.
 const DOUBLINGS: usize = 24;

@@ -5,8 +5,7 @@ use millrace_common::amqp::bundle::{self, MOST_REPLIES};
 use millrace_common::amqp::message::header;
 use millrace_common::amqp::properties::Properties;
 use millrace_common::control::Control;
-
-use crate::meter::peak_of;
+use millrace_harness::meter::peak_of;
 
 const PEAK_PER_BYTE: usize = 4;
 const PEAK_BASE: usize = 1 << 20;

@@ -3,9 +3,10 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-#[expect(dead_code, reason = "targets bound bytes, not allocations")]
-#[path = "../../../common/tests/hostile/meter.rs"]
-mod meter;
+use millrace_harness::meter::{Counting, peak_of};
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 /// Names a file that keeps the highest peak of the run, in bytes.
 pub const PEAK_VARIABLE: &str = "MILLRACE_FUZZ_PEAK";
@@ -28,7 +29,7 @@ pub(crate) fn metered<T>(input_bytes: usize, read: impl FnOnce() -> T) -> T {
 
 /// As [`metered`], with a bound of its own.
 pub(crate) fn metered_within<T>(most: usize, read: impl FnOnce() -> T) -> T {
-    let (result, peak) = meter::peak_of(read);
+    let (result, peak) = peak_of(read);
     assert!(peak <= most, "{peak} bytes of memory, the bound is {most}");
     note(peak);
     result

@@ -25,6 +25,36 @@ pub enum Trouble {
 #[derive(Debug, Default)]
 pub struct Readers {
     found: Mutex<HashMap<String, (Trouble, Instant)>>,
+    /// Bytes of the answers that were refused and are tried again.
+    refused: Mutex<HashMap<String, usize>>,
+}
+
+/// An answer that was refused and is tried again, until it is dropped.
+#[derive(Debug)]
+pub struct Refused<'a> {
+    readers: &'a Readers,
+    key: &'a str,
+    bytes: usize,
+}
+
+impl Refused<'_> {
+    /// Bytes of the requester's other answers that are tried again.
+    pub fn others(&self) -> usize {
+        let all = self.readers.refused().get(self.key).copied();
+        all.unwrap_or(0).saturating_sub(self.bytes)
+    }
+}
+
+impl Drop for Refused<'_> {
+    fn drop(&mut self) {
+        let mut refused = self.readers.refused();
+        if let Some(bytes) = refused.get_mut(self.key) {
+            *bytes = bytes.saturating_sub(self.bytes);
+            if *bytes == 0 {
+                refused.remove(self.key);
+            }
+        }
+    }
 }
 
 impl Readers {
@@ -53,6 +83,17 @@ impl Readers {
         (now.saturating_duration_since(at) < COUNTS_FOR).then_some(trouble)
     }
 
+    /// Counts an answer that was refused, and is tried again as long as it is held.
+    pub fn refuses<'a>(&'a self, key: &'a str, bytes: usize) -> Refused<'a> {
+        *self.refused().entry(key.to_owned()).or_default() += bytes;
+        Refused { readers: self, key, bytes }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        // As below.
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn found(&self) -> MutexGuard<'_, HashMap<String, (Trouble, Instant)>> {
         // Single map operations; a panic cannot leave it half changed.
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
@@ -73,6 +114,19 @@ mod tests {
         assert_eq!(readers.trouble("b", now + COUNTS_FOR), None);
         readers.recovered("a");
         assert_eq!(readers.trouble("a", now), None);
+    }
+
+    #[test]
+    fn what_a_requester_refuses_counts_while_it_is_tried_again() {
+        let readers = Readers::default();
+        let first = readers.refuses("a", 10);
+        assert_eq!(first.others(), 0);
+        let (second, another) = (readers.refuses("a", 3), readers.refuses("b", 5));
+        assert_eq!([first.others(), second.others(), another.others()], [3, 10, 0]);
+        drop(first);
+        assert_eq!(second.others(), 0);
+        drop((second, another));
+        assert!(readers.refused().is_empty());
     }
 
     #[test]

@@ -31,6 +31,8 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(30);
 /// Runs of a request more, where its reply queue takes no answer: it is full, its reader stuck, or it has no leader in its cluster. Held
 /// instead, the answers would hold their places in the lane and the prefetch window.
 const MOST_ATTEMPTS: u32 = 3;
+/// The part of all answers' bytes that those of one requester may hold while they are refused and tried again, and one more.
+const REFUSED_PART: usize = 8;
 /// Pause between publishes that had no answer or were refused.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
 
@@ -226,7 +228,17 @@ impl Settler {
     }
 
     async fn deliver_reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) -> Delivered {
-        let is_known = |trouble| self.readers.trouble(reply_to.as_str(), Instant::now()) == Some(trouble);
+        let key = reply_to.as_str();
+        let mut refused = None;
+        let is_known = |trouble| {
+            if self.readers.trouble(key, Instant::now()) == Some(trouble) {
+                return true;
+            }
+            // Asked once it was refused: what one requester does not take must not fill what all answers may hold.
+            trouble == Trouble::Stuck
+                && refused.get_or_insert_with(|| self.readers.refuses(key, answer.body.bytes.len())).others()
+                    > self.max_bytes / REFUSED_PART
+        };
         self.deliver(|| self.dispatch.reply(duty, reply_to, answer), self.refused_retry, is_known).await
     }
 
@@ -255,7 +267,7 @@ impl Settler {
         &self,
         message: impl Fn() -> Message,
         patience: Duration,
-        is_known: impl Fn(Trouble) -> bool,
+        mut is_known: impl FnMut(Trouble) -> bool,
     ) -> Delivered {
         let started = Instant::now();
         let mut returned_before = false;

@@ -1,4 +1,5 @@
-//! A global allocator that counts, per thread, allocations, the bytes alive and their peak.
+//! A global allocator that counts, per thread, allocations, the bytes alive and their peak. For a test program that makes it its own:
+//! `#[global_allocator] static COUNTING: Counting = Counting;`
 
 #![expect(
     unsafe_code,
@@ -8,10 +9,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-struct Counting;
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+/// The system's allocator, counted.
+#[derive(Debug)]
+pub struct Counting;
 
 thread_local! {
     // Constant and without a destructor: reading them allocates nothing.
@@ -22,7 +22,7 @@ thread_local! {
 
 /// Runs `work` and returns with its result the most bytes that were alive at once on this thread, above those alive
 /// before. A growing allocation counts twice, old and new, while it moves.
-pub(crate) fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+pub fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = ALIVE.get();
     PEAK.set(before);
     let result = work();
@@ -30,7 +30,7 @@ pub(crate) fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
 }
 
 /// Runs `work` and returns with its result how often it asked for memory, a growing allocation each time that it grew.
-pub(crate) fn allocations_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+pub fn allocations_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = COUNT.get();
     let result = work();
     (result, COUNT.get() - before)
