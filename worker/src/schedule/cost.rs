@@ -22,6 +22,8 @@ const PAYS: f64 = 1.03;
 /// compared by a few hundredths, and what is off by more says little.
 const USUAL_WEIGHT: f64 = 0.05;
 const USUAL_RANGE: f64 = 0.1;
+/// So many batches of a size say little of what is usual: what disturbs a batch makes it longer, so the shortest of them counts.
+const FEW: u32 = 5;
 /// A batch that takes no longer keeps nobody waiting, while a larger one saves handing over, and replies travel together.
 const SHORT: Duration = Duration::from_millis(10);
 /// Microseconds a row where nothing has been learned. Only its being equal for all matters.
@@ -48,8 +50,12 @@ struct Usual {
 impl Usual {
     fn add(&mut self, measured: f64) {
         self.batches = self.batches.saturating_add(1);
+        if self.batches <= FEW {
+            self.per_row = if self.batches == 1 { measured } else { measured.min(self.per_row) };
+            return;
+        }
         let weight = (1.0 / f64::from(self.batches)).max(USUAL_WEIGHT);
-        let range = if self.batches == 1 { f64::MAX } else { self.per_row * (2.0 * weight).max(USUAL_RANGE) };
+        let range = self.per_row * (2.0 * weight).max(USUAL_RANGE);
         self.per_row += weight * (measured - self.per_row).clamp(-range, range);
     }
 
@@ -161,6 +167,11 @@ impl CostCurve {
     /// Whether a batch of so many rows is over before anybody minds.
     pub fn is_short(&self, rows: u32) -> bool {
         self.estimate(rows) <= SHORT
+    }
+
+    /// Whether so few batches of requests of so many rows have run that they say little of what is usual.
+    pub fn is_new(&self, rows: u32) -> bool {
+        self.usual[bucket(rows)].batches < FEW
     }
 
     /// What is known: rows (the largest of their size) and microseconds of a batch of so many.

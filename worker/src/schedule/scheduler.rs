@@ -25,6 +25,8 @@ const PACK_TIME: Duration = Duration::from_millis(20);
 /// One in so many full batches is of another size than is known to pay, twice as large and half as large in turn. Else a size next to
 /// it that was dear once would be dear for ever. Requests of many rows are not split for it.
 const TRIED: u32 = 64;
+/// As [`TRIED`], where of that size few batches have run yet.
+const TRIED_NEW: u32 = 8;
 /// What publishing and confirming a reply takes, about.
 const WAY_BACK: Duration = Duration::from_millis(5);
 
@@ -268,10 +270,15 @@ impl<W: Waiting> Scheduler<W> {
             return enough;
         }
         self.full_batches = (self.full_batches + 1) % (2 * TRIED);
-        match self.full_batches {
-            TRIED => enough.saturating_mul(2).min(self.allowed_rows()),
-            0 if !self.costs.is_short(enough) => enough.div_ceil(2),
-            _ => enough,
+        let larger = enough.saturating_mul(2).min(self.allowed_rows());
+        let smaller = if self.costs.is_short(enough) { enough } else { enough.div_ceil(2) };
+        let every = |rows| if self.costs.is_new(rows) { TRIED_NEW } else { TRIED };
+        if self.full_batches % (2 * every(larger)) == every(larger) {
+            larger
+        } else if self.full_batches.is_multiple_of(2 * every(smaller)) {
+            smaller
+        } else {
+            enough
         }
     }
 
