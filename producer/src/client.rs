@@ -11,7 +11,7 @@ use millrace_common::amqp::message::ReplyKey;
 use millrace_common::amqp::publisher::{Outcome, Publisher, PublisherOptions};
 use millrace_common::amqp::topology::{Names, Topology, apply, delete_queue};
 use millrace_common::config::load::{ConfigError, Validate};
-use millrace_common::control::MAX_IDS;
+use millrace_common::control::{Control, MAX_IDS};
 use millrace_common::directory::Directory;
 use millrace_common::fleet::{ANNOUNCE_EVERY, Fleet};
 use millrace_common::lifecycle::Lifecycle;
@@ -272,11 +272,13 @@ impl Client {
     /// [`Error::UnknownOutcome`] when it is not known whether all workers are told that the broker reaches.
     pub async fn cancel(&self, ids: impl IntoIterator<Item = String>) -> Result<(), Error> {
         let inner = &self.inner;
+        let sender = {
+            let _on = inner.packing.runtime().enter();
+            inner.controller.sender(&inner.connector, &inner.names, &inner.publishing)
+        };
         let ids: Vec<String> = ids.into_iter().collect();
         for some in ids.chunks(MAX_IDS) {
-            let told =
-                inner.controller.cancel(some.to_vec(), &inner.connector, &inner.names, &inner.publishing);
-            let outcome = told.await;
+            let outcome = sender.publish(&Control::cancel(some.to_vec())).await;
             // Without a worker nobody is told, and nobody runs anything. Control queues drop their oldest message where they are full: one
             // that refuses cannot be reached, mostly for being on a node that is down, and all others have it.
             if !matches!(outcome, Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused) {

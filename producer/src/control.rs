@@ -41,15 +41,9 @@ impl Controller {
         }
     }
 
-    /// Tells the workers at once, and says what the broker did with that. Needs a runtime about it the first time.
-    pub(crate) async fn cancel(
-        &self,
-        ids: Vec<String>,
-        connector: &Connector,
-        names: &Names,
-        lifecycle: &Lifecycle,
-    ) -> Outcome {
-        self.link(connector, names, lifecycle).sender.publish(&Control::cancel(ids)).await
+    /// What tells the workers at once. Needs a runtime about it the first time.
+    pub(crate) fn sender(&self, connector: &Connector, names: &Names, lifecycle: &Lifecycle) -> Sender {
+        self.link(connector, names, lifecycle).sender.clone()
     }
 
     fn link(&self, connector: &Connector, names: &Names, lifecycle: &Lifecycle) -> &Link {
@@ -75,14 +69,15 @@ struct Link {
 
 /// Publishes as this user.
 #[derive(Clone, Debug)]
-struct Sender {
+pub(crate) struct Sender {
     publisher: Publisher,
     exchange: Arc<str>,
     user: Arc<str>,
 }
 
 impl Sender {
-    async fn publish(&self, control: &Control) -> Outcome {
+    /// Says what the broker did with it.
+    pub(crate) async fn publish(&self, control: &Control) -> Outcome {
         let message = Message {
             exchange: Arc::clone(&self.exchange),
             routing_key: String::new(),

@@ -9,6 +9,7 @@ use millrace_producer::{Client, Code, Handle, Request};
 use millrace_tests::foreign::{Foreign, rows};
 use millrace_tests::stack::{ONE_INSTANCE, Stack, eventually, milestone};
 use ndarray::Array2;
+use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -71,4 +72,20 @@ async fn a_command_cancels_by_id() {
     let (answers, _) = foreign.answers(&[first.clone(), second.clone()], PATIENCE).await;
     answers[&first].assert_row(1.0);
     assert_eq!(answers[&second].status, Code::Cancelled.as_str());
+}
+
+#[test]
+fn a_client_cancels_whatever_became_of_the_runtime_that_it_first_did_so_from() {
+    let runtime = Runtime::new().unwrap();
+    let (_stack, client) = runtime.block_on(async {
+        let stack = Stack::new();
+        let client = stack.client().await;
+        (stack, client)
+    });
+    let cancel = || client.cancel(["nobody's".to_owned()]);
+    let passing = Runtime::new().unwrap();
+    passing.block_on(cancel()).unwrap();
+    drop(passing);
+    runtime.block_on(cancel()).unwrap();
+    runtime.block_on(client.close());
 }

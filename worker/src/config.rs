@@ -101,7 +101,7 @@ pub struct Replies {
     pub max_in_flight_bytes: usize,
     /// Bound on a confirm.
     pub confirm_timeout_seconds: u64,
-    /// How long a full reply queue is retried.
+    /// How long a full reply queue is retried, unless one user's refused replies hold an eighth of `max_in_flight_bytes`.
     pub refused_retry_seconds: u64,
 }
 

@@ -1,4 +1,4 @@
-//! A global allocator that counts, per thread, allocations, the bytes alive and their peak. For a test program that makes it its own:
+//! A global allocator that counts, per thread, allocations and their bytes, those alive and their peak. For a test program that makes it its own:
 //! `#[global_allocator] static COUNTING: Counting = Counting;`
 
 #![expect(
@@ -18,6 +18,7 @@ thread_local! {
     static ALIVE: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    static ASKED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Runs `work` and returns with its result the most bytes that were alive at once on this thread, above those alive
@@ -36,8 +37,16 @@ pub fn allocations_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, COUNT.get() - before)
 }
 
+/// Runs `work` and returns with its result how many bytes it asked for in all, a growing allocation each time with its new size.
+pub fn bytes_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = ASKED.get();
+    let result = work();
+    (result, ASKED.get() - before)
+}
+
 fn grow(bytes: usize) {
     COUNT.set(COUNT.get() + 1);
+    ASKED.set(ASKED.get() + bytes);
     let alive = ALIVE.get() + bytes as isize;
     ALIVE.set(alive);
     PEAK.set(PEAK.get().max(alive));

@@ -25,7 +25,7 @@ pub enum Trouble {
 #[derive(Debug, Default)]
 pub struct Readers {
     found: Mutex<HashMap<String, (Trouble, Instant)>>,
-    /// Bytes of the answers that were refused and are tried again.
+    /// Bytes of the answers that were refused and are tried again, by user.
     refused: Mutex<HashMap<String, usize>>,
 }
 
@@ -33,14 +33,14 @@ pub struct Readers {
 #[derive(Debug)]
 pub struct Refused<'a> {
     readers: &'a Readers,
-    key: &'a str,
+    user: &'a str,
     bytes: usize,
 }
 
 impl Refused<'_> {
-    /// Bytes of the requester's other answers that are tried again.
+    /// Bytes of the user's other answers that are tried again.
     pub fn others(&self) -> usize {
-        let all = self.readers.refused().get(self.key).copied();
+        let all = self.readers.refused().get(self.user).copied();
         all.unwrap_or(0).saturating_sub(self.bytes)
     }
 }
@@ -48,10 +48,10 @@ impl Refused<'_> {
 impl Drop for Refused<'_> {
     fn drop(&mut self) {
         let mut refused = self.readers.refused();
-        if let Some(bytes) = refused.get_mut(self.key) {
+        if let Some(bytes) = refused.get_mut(self.user) {
             *bytes = bytes.saturating_sub(self.bytes);
             if *bytes == 0 {
-                refused.remove(self.key);
+                refused.remove(self.user);
             }
         }
     }
@@ -84,9 +84,9 @@ impl Readers {
     }
 
     /// Counts an answer that was refused, and is tried again as long as it is held.
-    pub fn refuses<'a>(&'a self, key: &'a str, bytes: usize) -> Refused<'a> {
-        *self.refused().entry(key.to_owned()).or_default() += bytes;
-        Refused { readers: self, key, bytes }
+    pub fn refuses<'a>(&'a self, user: &'a str, bytes: usize) -> Refused<'a> {
+        *self.refused().entry(user.to_owned()).or_default() += bytes;
+        Refused { readers: self, user, bytes }
     }
 
     fn refused(&self) -> MutexGuard<'_, HashMap<String, usize>> {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_requester_refuses_counts_while_it_is_tried_again() {
+    fn what_a_user_refuses_counts_while_it_is_tried_again() {
         let readers = Readers::default();
         let first = readers.refuses("a", 10);
         assert_eq!(first.others(), 0);

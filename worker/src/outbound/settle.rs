@@ -31,7 +31,7 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(30);
 /// Runs of a request more, where its reply queue takes no answer: it is full, its reader stuck, or it has no leader in its cluster. Held
 /// instead, the answers would hold their places in the lane and the prefetch window.
 const MOST_ATTEMPTS: u32 = 3;
-/// The part of all answers' bytes that those of one requester may hold while they are refused and tried again, and one more.
+/// The part of all answers' bytes that one user's may hold while they are refused and tried again, and one more.
 const REFUSED_PART: usize = 8;
 /// Pause between publishes that had no answer or were refused.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
@@ -54,6 +54,8 @@ enum Delivered {
     Yes,
     /// Refused for as long as refusals are retried, or for ever.
     Refused,
+    /// Refused, while other answers of the same user that are refused hold all that they may.
+    Crowded,
     /// No queue is bound for its key, twice.
     Gone,
     /// Longer than the broker takes.
@@ -211,13 +213,12 @@ impl Settler {
                 self.readers.note(key, Trouble::Gone, Instant::now());
                 info!(request_id = ?duty.request_id, "the requester is gone, its reply dropped");
             }
+            Delivered::Crowded if duty.attempt < most_attempts => self.try_again_later(duty).await,
             Delivered::Refused | Delivered::TooLong if duty.attempt < most_attempts => {
                 self.readers.note(key, Trouble::Stuck, Instant::now());
-                debug!(request_id = ?duty.request_id, "the reply queue takes nothing; the request is tried again later");
-                let attempts = [(header::ATTEMPT, u64::from(duty.attempt) + 1)];
-                self.until_confirmed(|| self.dispatch.retry(duty, usize::MAX, &attempts)).await;
+                self.try_again_later(duty).await;
             }
-            Delivered::Refused | Delivered::TooLong => {
+            Delivered::Refused | Delivered::TooLong | Delivered::Crowded => {
                 self.readers.note(key, Trouble::Stuck, Instant::now());
                 warn!(request_id = ?duty.request_id, "the requester's reply queue takes nothing, the request kept for people");
                 let detail = "the reply queue is full, its reader stuck";
@@ -227,19 +228,29 @@ impl Settler {
         delivered == Delivered::Yes
     }
 
+    async fn try_again_later(&self, duty: &Duty) {
+        debug!(request_id = ?duty.request_id, "the reply queue takes nothing; the request is tried again later");
+        let attempts = [(header::ATTEMPT, u64::from(duty.attempt) + 1)];
+        self.until_confirmed(|| self.dispatch.retry(duty, usize::MAX, &attempts)).await;
+    }
+
     async fn deliver_reply(&self, duty: &Duty, reply_to: &ReplyKey, answer: &Answer) -> Delivered {
-        let key = reply_to.as_str();
-        let mut refused = None;
+        let (mut refused, mut is_crowded) = (None, false);
         let is_known = |trouble| {
-            if self.readers.trouble(key, Instant::now()) == Some(trouble) {
+            if self.readers.trouble(reply_to.as_str(), Instant::now()) == Some(trouble) {
                 return true;
             }
-            // Asked once it was refused: what one requester does not take must not fill what all answers may hold.
-            trouble == Trouble::Stuck
-                && refused.get_or_insert_with(|| self.readers.refuses(key, answer.body.bytes.len())).others()
-                    > self.max_bytes / REFUSED_PART
+            if trouble == Trouble::Stuck {
+                // It was refused. What one user does not take must not fill what all answers may hold.
+                let bytes = answer.body.bytes.len();
+                let refused = refused.get_or_insert_with(|| self.readers.refuses(reply_to.user(), bytes));
+                is_crowded = refused.others() > self.max_bytes / REFUSED_PART;
+            }
+            is_crowded
         };
-        self.deliver(|| self.dispatch.reply(duty, reply_to, answer), self.refused_retry, is_known).await
+        let delivered =
+            self.deliver(|| self.dispatch.reply(duty, reply_to, answer), self.refused_retry, is_known).await;
+        if delivered == Delivered::Refused && is_crowded { Delivered::Crowded } else { delivered }
     }
 
     /// `is_answered` says that its caller has an answer: then it need not run again. What was passed on must, where it went.

@@ -1,6 +1,6 @@
 //! When a batch is worth running: size and delay, by Triton's rules and names.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bounds of a model's batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,16 +17,6 @@ pub struct BatchPolicy {
 }
 
 impl BatchPolicy {
-    /// Whether `rows` rows, the oldest of which arrived at `oldest`, should run now; if not, when to ask again. A batch of
-    /// `most` rows is full.
-    ///
-    /// # Errors
-    /// The instant at which the oldest request's delay is spent.
-    pub fn is_ready(&self, rows: u32, most: u32, oldest: Instant, now: Instant) -> Result<(), Instant> {
-        let due = oldest + self.max_queue_delay;
-        if self.is_enough(rows, most) || now >= due { Ok(()) } else { Err(due) }
-    }
-
     /// Whether `rows` rows need not wait for more, where a batch of `most` is full.
     pub fn is_enough(&self, rows: u32, most: u32) -> bool {
         rows >= most || self.preferred(rows).is_some()
@@ -48,23 +38,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_runs_when_full_preferred_or_late() {
-        let policy = BatchPolicy {
-            max_batch_size: 8,
-            preferred_batch_sizes: vec![4],
-            max_queue_delay: Duration::from_millis(5),
-            max_batch_time: None,
-        };
-        let start = Instant::now();
-        let due = start + Duration::from_millis(5);
-        assert_eq!(policy.is_ready(3, 8, start, start), Err(due));
-        assert_eq!(policy.is_ready(3, 8, start, due), Ok(()));
-        assert_eq!(policy.is_ready(4, 8, start, start), Ok(()));
-        assert_eq!(policy.is_ready(8, 8, start, start), Ok(()));
-        assert_eq!(policy.is_ready(3, 3, start, start), Ok(()));
-    }
-
-    #[test]
     fn a_batch_is_of_the_largest_preferred_size_that_waits() {
         let policy = BatchPolicy {
             max_batch_size: 64,
@@ -75,5 +48,9 @@ mod tests {
         assert_eq!([7, 8, 15, 16, 100].map(|rows| policy.size(rows, 64)), [64, 8, 8, 16, 16]);
         assert_eq!(policy.size(100, 12), 8, "its time allows no more than 12");
         assert_eq!(policy.size(100, 4), 4);
+        assert_eq!(
+            [(7, 64), (8, 64), (7, 7), (6, 7)].map(|(rows, most)| policy.is_enough(rows, most)),
+            [false, true, true, false]
+        );
     }
 }

@@ -198,17 +198,15 @@ impl<W: Waiting> Lane<W> {
         self.loads.get(key).map_or(0, |load| u32::try_from(load.rows).unwrap_or(u32::MAX))
     }
 
-    /// The other keys that wait, and the most rows of a batch of each.
-    pub fn others<'a>(&'a self, key: &'a W::Key) -> impl Iterator<Item = (&'a W::Key, u32)> {
-        self.loads.iter().filter(move |(other, _)| *other != key).map(|(other, load)| (other, load.most_rows))
+    /// What waits of each other key: rows, and the most rows of a batch of it.
+    pub fn others<'a>(&'a self, key: &'a W::Key) -> impl Iterator<Item = (u32, u32)> {
+        let others = self.loads.iter().filter(move |(other, _)| *other != key);
+        others.map(|(_, load)| (u32::try_from(load.rows).unwrap_or(u32::MAX), load.most_rows))
     }
 
-    /// The earliest deadline among the requests with other keys.
-    pub fn deadline_of_others(&self, key: &W::Key) -> Option<Instant> {
-        if self.loads.len() == usize::from(self.offers(key)) {
-            return None;
-        }
-        self.in_turn().flat_map(|line| line.all_but(key)).filter_map(Waiting::deadline).min()
+    /// Everything that waits, in no particular order.
+    pub fn all(&self) -> impl Iterator<Item = &W> {
+        self.in_turn().flat_map(Line::all)
     }
 
     /// The earliest deadline among `enough` of the requests with this key.

@@ -9,6 +9,8 @@
 //! Plain code: no clock, no channel; `now` is a parameter. Source of the algorithm: M. Shreedhar, G. Varghese,
 //! "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995.
 
+mod company;
+
 use std::time::{Duration, Instant};
 
 use super::batcher::BatchPolicy;
@@ -27,8 +29,6 @@ const PACK_TIME: Duration = Duration::from_millis(20);
 const TRIED: u32 = 64;
 /// As [`TRIED`], where of that size few batches have run yet.
 const TRIED_NEW: u32 = 8;
-/// What publishing and confirming a reply takes, about.
-const WAY_BACK: Duration = Duration::from_millis(5);
 
 /// Lanes in the order of the tiers, highest first, and the credit of each.
 #[derive(Debug)]
@@ -166,7 +166,8 @@ impl<W: Waiting> Scheduler<W> {
     /// Rows that clients should join in one request, at most: so many that the message costs little beside them, and not so
     /// many that other instances lack work. 1 while nothing is known.
     pub fn pack_rows(&self) -> u32 {
-        if self.costs.is_known() { self.costs.rows_within(PACK_TIME, self.most_rows()) } else { 1 }
+        let most = self.policy.size(u32::MAX, self.most_rows());
+        if self.costs.is_known() { self.costs.rows_within(PACK_TIME, most) } else { 1 }
     }
 
     /// What batches cost.
@@ -205,52 +206,27 @@ impl<W: Waiting> Scheduler<W> {
         };
         let front = self.lanes[first].front().expect("the lane whose turn it is has a request");
         let key = front.key().clone();
-        let arrived = front.arrived();
         let most_rows = front.most_rows();
         let rows = self.lanes(serves).fold(0u32, |rows, lane| rows.saturating_add(lane.rows_of(&key)));
         let enough = self.most_rows().min(most_rows);
-        let most = match self.policy.is_ready(rows, enough, arrived, now) {
-            Ok(()) if rows > enough => self.tried(enough).min(most_rows),
-            Ok(()) => enough,
-            Err(due) => {
-                // Whoever waits for company must not make anybody miss a deadline by it, nor full batches wait.
-                let latest = self.latest_start(serves, &key, rows).map_or(due, |latest| latest.min(due));
-                if latest > now && !self.is_another_full(serves, &key) {
-                    // A tier that rests may have a full batch.
-                    return Next::WaitUntil(opens.map_or(latest, |opens| opens.min(latest)));
-                }
-                enough
+        let most = if !self.policy.is_enough(rows, enough) {
+            if let Some(due) = self.may_wait(serves, &key, rows, now) {
+                // A tier that rests may have a full batch.
+                return Next::WaitUntil(opens.map_or(due, |opens| opens.min(due)));
             }
+            enough
+        } else if rows > enough {
+            self.tried(enough).min(most_rows)
+        } else {
+            enough
         };
-        let most = self.policy.size(rows, most);
-        self.form(serves, &key, most, self.costs.per_row(rows.min(most)), now)
+        let size = self.policy.size(rows, most);
+        self.form(serves, &key, (size, most), self.costs.per_row(rows.min(size)), now)
     }
 
     /// The lanes of these tiers.
     fn lanes(&self, serves: TierSet) -> impl Iterator<Item = &Lane<W>> {
         self.lanes.iter().enumerate().filter(move |(tier, _)| serves.contains(*tier)).map(|(_, lane)| lane)
-    }
-
-    /// Whether rows of another key than this make up a batch that is worth running.
-    fn is_another_full(&self, serves: TierSet, key: &W::Key) -> bool {
-        let most = self.most_rows();
-        self.lanes(serves).flat_map(|lane| lane.others(key)).any(|(other, most_rows)| {
-            let rows = self.lanes(serves).fold(0u32, |rows, lane| rows.saturating_add(lane.rows_of(other)));
-            self.policy.is_enough(rows, most.min(most_rows))
-        })
-    }
-
-    /// When a batch of the `rows` rows that wait with this key must start, for it and what waits behind it to be answered before the first
-    /// of their deadlines.
-    fn latest_start(&self, serves: TierSet, key: &W::Key, rows: u32) -> Option<Instant> {
-        let own =
-            self.lanes(serves).filter_map(|lane| lane.deadline_of(key, self.policy.max_batch_size)).min();
-        let others = self.lanes(serves).filter_map(|lane| lane.deadline_of_others(key)).min();
-        // An average, hence the half more; and the way back to the caller.
-        let took = |rows| self.costs.estimate(rows).mul_f64(1.5);
-        let own = own.and_then(|deadline| deadline.checked_sub(took(rows) + WAY_BACK));
-        let others = others.and_then(|deadline| deadline.checked_sub(took(rows) + took(1) + WAY_BACK));
-        own.into_iter().chain(others).min()
     }
 
     /// Rows of a batch, at most: as many as are allowed, but no more than pays.
@@ -288,9 +264,16 @@ impl<W: Waiting> Scheduler<W> {
         self.policy.max_batch_time.map_or(most, |limit| self.costs.rows_within(limit, most))
     }
 
-    /// Takes requests of `key`, each from the lane whose turn it is, until the batch has `most` rows. `per_row` is what a row
-    /// costs its tier.
-    fn form(&mut self, serves: TierSet, key: &W::Key, most: u32, per_row: i64, now: Instant) -> Next<W> {
+    /// Takes requests of `key`, each from the lane whose turn it is, until the batch has `size` rows, or those of requests that make up
+    /// `most` at most. `per_row` is what a row costs its tier.
+    fn form(
+        &mut self,
+        serves: TierSet,
+        key: &W::Key,
+        (size, most): (u32, u32),
+        per_row: i64,
+        now: Instant,
+    ) -> Next<W> {
         let mut batch = Vec::new();
         let mut expired = Vec::new();
         let mut rows = 0u32;
@@ -308,7 +291,7 @@ impl<W: Waiting> Scheduler<W> {
             rows = rows.saturating_add(waiting.rows());
             self.charge(tier, waiting.rows(), per_row);
             batch.push(waiting);
-            if rows >= most {
+            if rows >= size {
                 break;
             }
         }

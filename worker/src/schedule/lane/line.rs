@@ -47,10 +47,9 @@ impl<W: Waiting> Line<W> {
         self.by_key.get(key).into_iter().flatten().map(|(_, waiting)| waiting)
     }
 
-    /// The requests with other keys, in no particular order.
-    pub(super) fn all_but(&self, key: &W::Key) -> impl Iterator<Item = &W> {
-        let others = self.by_key.iter().filter(move |(other, _)| *other != key);
-        others.flat_map(|(_, queue)| queue).map(|(_, waiting)| waiting)
+    /// Everything, in no particular order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &W> {
+        self.by_key.values().flatten().map(|(_, waiting)| waiting)
     }
 
     /// Takes the next request with this key.

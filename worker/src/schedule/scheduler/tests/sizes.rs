@@ -92,6 +92,10 @@ fn a_bad_beginning_is_got_over_soon() {
     let sizes = run(&mut scheduler, 40, |rows| Duration::from_millis(25 * rows as u64));
     assert_eq!(sizes[..8], [4; 8]);
     assert_eq!(scheduler.pace().most_rows, 1, "{sizes:?}");
+    // Later they are tried no more than now and then.
+    let sizes = run(&mut scheduler, 1_280, |rows| Duration::from_millis(25 * rows as u64));
+    let others = sizes.iter().filter(|&&rows| rows != 1).count();
+    assert!((5..=20).contains(&others), "{others}");
 }
 
 /// However much what batches take jitters, and whatever is stolen from some: under a backlog nothing else makes a smaller one run.
