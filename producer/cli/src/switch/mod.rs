@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use millrace_common::amqp::inspect::missing;
+use millrace_common::amqp::inspect::{InspectError, missing};
 use millrace_common::amqp::message::now_ms;
 use millrace_common::amqp::publisher::{Outcome, Publisher, PublisherOptions};
 use millrace_common::lifecycle::Lifecycle;
@@ -58,7 +58,12 @@ pub(crate) async fn run(global: &Global, arguments: Arguments) -> Result<Exit> {
 async fn reach(config: &Config) -> Result<()> {
     let exchange = config.topology.names().switches();
     let needed = only_exchanges(config, std::slice::from_ref(&exchange));
-    if missing(&connector(config)?, &needed).await?.is_empty() {
+    let missing = match missing(&connector(config)?, &needed).await {
+        // RabbitMQ 4.3 shows an exchange to those only who may configure it.
+        Err(error @ InspectError::Refused { .. }) => bail!("{error}; switches are the operator's"),
+        missing => missing?,
+    };
+    if missing.is_empty() {
         return Ok(());
     }
     bail!(
