@@ -1,5 +1,5 @@
-//! A global allocator that counts, per thread, allocations and their bytes, those alive and their peak. For a test program that makes it its own:
-//! `#[global_allocator] static COUNTING: Counting = Counting;`
+//! A global allocator that counts, per thread, allocations and their bytes, those alive and their peak. A test program makes it its
+//! own with `#[global_allocator] static COUNTING: Counting = Counting;`; without it everything counts as 0.
 
 #![expect(
     unsafe_code,
