@@ -18,7 +18,8 @@ use nix::sys::signal::Signal;
 use crate::cli::Scenario;
 use crate::context::Context;
 use crate::load::{Arrivals, Generator, Outcome, Spec};
-use crate::report::{Section, Spread};
+use crate::plot::{Bars, Layout};
+use crate::report::{Figure, Section, Spread};
 use crate::stack::Stack;
 use crate::workload::{Model, Workload};
 
@@ -69,7 +70,27 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         ],
         cases.iter().zip(&results).map(|(case, runs)| row(case, runs)).collect(),
     );
+    section.figure(figure(&cases, &results)?);
     Ok(Some(section))
+}
+
+fn figure(cases: &[Workload], results: &[Vec<Measured>]) -> Result<Figure> {
+    let group = |(case, runs): (&Workload, &Vec<Measured>)| {
+        let median = |value: fn(&Measured) -> f64| Spread::of(runs, value).median;
+        let first = median(|run| run.first.latency_ms(1.0) / 1e3);
+        (case.name(), vec![median(Measured::fair_s), median(Measured::waited_s), first])
+    };
+    let bars = Bars {
+        y: "seconds from sending",
+        layout: Layout::SideBySide,
+        parts: &["second tenant's fair time", "its last answer", "first tenant's last answer"],
+        groups: cases.iter().zip(results).map(group).collect(),
+    };
+    Ok(Figure {
+        name: "tenants".to_owned(),
+        caption: format!("{SECOND} requests behind another tenant's {FIRST}"),
+        svg: bars.svg()?,
+    })
 }
 
 fn row(case: &Workload, runs: &[Measured]) -> Vec<String> {

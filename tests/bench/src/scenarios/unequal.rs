@@ -7,7 +7,8 @@ use anyhow::Result;
 use crate::cli::Scenario;
 use crate::context::Context;
 use crate::load::{Arrivals, Outcome};
-use crate::report::{Section, Spread};
+use crate::plot::{Bars, Layout};
+use crate::report::{Figure, Section, Spread};
 use crate::slow::Slowed;
 use crate::stack::Stack;
 use crate::workload::{Model, Workload};
@@ -53,6 +54,7 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
             spread(&|run| run.both / (run.fast + run.slow)).ratio(),
         ]],
     );
+    section.figure(saturated(&runs)?);
     section.text(&format!("At {:.0} % of the fast one's capacity, open loop:", LOAD * 100.0));
     let row = |name: &str, outcome: fn(&Measured) -> &Outcome| {
         let quantile = |quantile: f64| spread(&|run| outcome(run).latency_ms(quantile)).text(1);
@@ -63,7 +65,52 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         &["workers", "p50 ms", "p99 ms", "p99, times the fast one alone"],
         vec![row("fast alone", |run| &run.fast_loaded), row("fast and slow", |run| &run.both_loaded)],
     );
+    section.figure(loaded(&runs)?);
     Ok(Some(section))
+}
+
+fn saturated(runs: &[Measured]) -> Result<Figure> {
+    let median = |value: fn(&Measured) -> f64| Spread::of(runs, value).median;
+    let (fast, slow) = (median(|run| run.fast), median(|run| run.slow));
+    let group = |name: &str, values| (String::from(name), values);
+    let bars = Bars {
+        y: "requests a second",
+        layout: Layout::Stacked,
+        parts: &["fast", "slow", "both together"],
+        groups: vec![
+            group("fast alone", vec![fast]),
+            group("slow alone", vec![0.0, slow]),
+            group("their sum", vec![fast, slow]),
+            group("fast and slow", vec![0.0, 0.0, median(|run| run.both)]),
+        ],
+    };
+    Ok(Figure {
+        name: "unequal-saturated".to_owned(),
+        caption: "Rate of a worker, of one ten times slower, and of both".to_owned(),
+        svg: bars.svg()?,
+    })
+}
+
+fn loaded(runs: &[Measured]) -> Result<Figure> {
+    let group = |name: &str, outcome: fn(&Measured) -> &Outcome| {
+        let quantile = |quantile| Spread::of(runs, |run| outcome(run).latency_ms(quantile)).median;
+        (name.to_owned(), vec![quantile(0.5), quantile(0.99)])
+    };
+    let bars = Bars {
+        y: "latency from intended send time (ms)",
+        layout: Layout::SideBySide,
+        parts: &["p50", "p99"],
+        groups: vec![
+            group("fast alone", |run| &run.fast_loaded),
+            group("fast and slow", |run| &run.both_loaded),
+        ],
+    };
+    Ok(Figure {
+        name: "unequal-loaded".to_owned(),
+        caption: "Latency at half of the fast worker's capacity, alone and beside one ten times slower"
+            .to_owned(),
+        svg: bars.svg()?,
+    })
 }
 
 fn measure(context: &Context, case: Workload, run: u64) -> Result<Measured> {
