@@ -61,6 +61,19 @@ fn a_probe_that_gets_lost_is_followed_by_another() {
 }
 
 #[test]
+fn clients_that_were_refused_together_do_not_probe_together() {
+    let now = Instant::now();
+    let probes_after = |jitter| {
+        let mut gate = Gate::default();
+        let mut admission = gate.admit("k", now).unwrap();
+        gate.refused("k", &mut admission, now, jitter);
+        gate.ended("k", &admission, false, now);
+        gate.admit("k", now).unwrap_err()
+    };
+    assert_eq!([0.0, 1.0].map(probes_after), [FIRST_PAUSE.mul_f64(0.75), FIRST_PAUSE.mul_f64(1.25)]);
+}
+
+#[test]
 fn nothing_is_remembered_of_queues_with_nothing_under_way() {
     let mut gate = Gate::default();
     let mut now = Instant::now();

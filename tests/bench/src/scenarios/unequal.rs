@@ -86,7 +86,7 @@ fn saturated(runs: &[Measured]) -> Result<Figure> {
     };
     Ok(Figure {
         name: "unequal-saturated".to_owned(),
-        caption: "Rate of a worker, of one ten times slower, and of both".to_owned(),
+        caption: "Rate of a worker, of one slowed down tenfold, and of both".to_owned(),
         svg: bars.svg()?,
     })
 }
@@ -107,7 +107,7 @@ fn loaded(runs: &[Measured]) -> Result<Figure> {
     };
     Ok(Figure {
         name: "unequal-loaded".to_owned(),
-        caption: "Latency at half of the fast worker's capacity, alone and beside one ten times slower"
+        caption: "Latency at half of the fast worker's capacity, alone and beside one slowed down tenfold"
             .to_owned(),
         svg: bars.svg()?,
     })
