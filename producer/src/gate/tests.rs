@@ -61,7 +61,7 @@ fn a_probe_that_gets_lost_is_followed_by_another() {
 }
 
 #[test]
-fn clients_that_were_refused_together_do_not_probe_together() {
+fn the_pause_spreads_with_the_jitter() {
     let now = Instant::now();
     let probes_after = |jitter| {
         let mut gate = Gate::default();

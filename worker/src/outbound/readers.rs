@@ -38,12 +38,10 @@ pub struct Refused<'a> {
 }
 
 impl Refused<'_> {
-    /// Bytes of the other answers that are tried again: the user's, and everybody's.
-    pub fn others(&self) -> (usize, usize) {
-        let refused = self.readers.refused();
-        let users = refused.get(self.user).copied().unwrap_or(0);
-        let everybodys: usize = refused.values().sum();
-        (users.saturating_sub(self.bytes), everybodys.saturating_sub(self.bytes))
+    /// Bytes of the user's other answers that are tried again.
+    pub fn others(&self) -> usize {
+        let all = self.readers.refused().get(self.user).copied();
+        all.unwrap_or(0).saturating_sub(self.bytes)
     }
 }
 
@@ -60,18 +58,15 @@ impl Drop for Refused<'_> {
 }
 
 impl Readers {
-    /// Notes a finding. Returns whether it is news, and not what was found a moment ago.
-    pub fn note(&self, key: &str, trouble: Trouble, now: Instant) -> bool {
-        let counts = |at: Instant| now.saturating_duration_since(at) < COUNTS_FOR;
+    /// Notes a finding.
+    pub fn note(&self, key: &str, trouble: Trouble, now: Instant) {
         let mut found = self.found();
         if found.len() >= MOST {
-            found.retain(|_, (_, at)| counts(*at));
+            found.retain(|_, (_, at)| now.saturating_duration_since(*at) < COUNTS_FOR);
         }
-        if found.len() >= MOST && !found.contains_key(key) {
-            return false;
+        if found.len() < MOST {
+            found.insert(key.to_owned(), (trouble, now));
         }
-        let before = found.insert(key.to_owned(), (trouble, now));
-        before.is_none_or(|(before, at)| before != trouble || !counts(at))
     }
 
     /// A reply reached the requester.
@@ -113,12 +108,10 @@ mod tests {
     fn a_finding_counts_for_a_while_or_until_a_reply_arrives() {
         let readers = Readers::default();
         let now = Instant::now();
-        assert!(readers.note("a", Trouble::Stuck, now) && readers.note("b", Trouble::Gone, now));
-        assert!(
-            !readers.note("a", Trouble::Stuck, now) && readers.note("b", Trouble::Gone, now + COUNTS_FOR)
-        );
+        readers.note("a", Trouble::Stuck, now);
+        readers.note("b", Trouble::Gone, now);
         assert_eq!(readers.trouble("a", now), Some(Trouble::Stuck));
-        assert_eq!(readers.trouble("b", now + 2 * COUNTS_FOR), None);
+        assert_eq!(readers.trouble("b", now + COUNTS_FOR), None);
         readers.recovered("a");
         assert_eq!(readers.trouble("a", now), None);
     }
@@ -127,11 +120,11 @@ mod tests {
     fn what_a_user_refuses_counts_while_it_is_tried_again() {
         let readers = Readers::default();
         let first = readers.refuses("a", 10);
-        assert_eq!(first.others(), (0, 0));
+        assert_eq!(first.others(), 0);
         let (second, another) = (readers.refuses("a", 3), readers.refuses("b", 5));
-        assert_eq!([first.others(), second.others(), another.others()], [(3, 8), (10, 15), (0, 13)]);
+        assert_eq!([first.others(), second.others(), another.others()], [3, 10, 0]);
         drop(first);
-        assert_eq!(second.others(), (0, 5));
+        assert_eq!(second.others(), 0);
         drop((second, another));
         assert!(readers.refused().is_empty());
     }

@@ -33,8 +33,6 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(30);
 const MOST_ATTEMPTS: u32 = 3;
 /// The part of all answers' bytes that one user's may hold while they are refused and tried again, and one more.
 const REFUSED_PART: usize = 8;
-/// Likewise everybody's together.
-const ALL_REFUSED_PART: usize = 2;
 /// Pause between publishes that had no answer or were refused.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
 
@@ -56,7 +54,7 @@ enum Delivered {
     Yes,
     /// Refused for as long as refusals are retried, or for ever.
     Refused,
-    /// Refused, while other refused answers, the same user's or everybody's, hold all that they may.
+    /// Refused, while other answers of the same user that are refused hold all that they may.
     Crowded,
     /// No queue is bound for its key, twice.
     Gone,
@@ -217,9 +215,7 @@ impl Settler {
             }
             Delivered::Crowded if duty.attempt < most_attempts => self.try_again_later(duty).await,
             Delivered::Refused | Delivered::TooLong if duty.attempt < most_attempts => {
-                if self.readers.note(key, Trouble::Stuck, Instant::now()) {
-                    warn!(request_id = ?duty.request_id, "a reply queue takes nothing; what it should get is tried again later");
-                }
+                self.readers.note(key, Trouble::Stuck, Instant::now());
                 self.try_again_later(duty).await;
             }
             Delivered::Refused | Delivered::TooLong | Delivered::Crowded => {
@@ -245,12 +241,10 @@ impl Settler {
                 return true;
             }
             if trouble == Trouble::Stuck {
-                // It was refused. What some users do not take must not fill what all answers may hold.
+                // It was refused. What one user does not take must not fill what all answers may hold.
                 let bytes = answer.body.bytes.len();
                 let refused = refused.get_or_insert_with(|| self.readers.refuses(reply_to.user(), bytes));
-                let (users, everybodys) = refused.others();
-                is_crowded =
-                    users > self.max_bytes / REFUSED_PART || everybodys > self.max_bytes / ALL_REFUSED_PART;
+                is_crowded = refused.others() > self.max_bytes / REFUSED_PART;
             }
             is_crowded
         };

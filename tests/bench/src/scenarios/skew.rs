@@ -60,6 +60,8 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
             format!("{late} ({:.2} %)", 100.0 * late as f64 / started.max(1) as f64),
             Spread::of(runs, |run| run.starts.latest.as_secs_f64() * 1e3).text(0),
             sum(|counts| counts.unanswered).to_string(),
+            sum(|counts| counts.failed).to_string(),
+            sum(|counts| counts.unsent).to_string(),
             Spread::of(runs, |run| run.outcome.latency_ms(0.99)).text(0),
         ]
     });
@@ -74,6 +76,8 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
             "started after the deadline",
             "latest start, ms after publishing",
             "unanswered",
+            "failed",
+            "unsent",
             "p99 ms of the served",
         ],
         rows.collect(),
