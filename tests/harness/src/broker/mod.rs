@@ -105,6 +105,7 @@ pub struct Broker {
     process: ProcessId,
     version: String,
     management: bool,
+    tls: bool,
 }
 
 impl Broker {
@@ -148,6 +149,7 @@ impl Broker {
             process,
             version: String::new(),
             management: options.plugins.iter().any(|name| name == "rabbitmq_management"),
+            tls: options.tls.is_some(),
         };
         broker.wait_until_ready()?;
         if let Some(cluster) = &options.cluster {
@@ -319,6 +321,10 @@ impl Broker {
         let version = handshake::version_at(self.port())?;
         if self.management {
             handshake::management_answers(&self.management_url())?;
+        }
+        if self.tls {
+            // RabbitMQ 4.3 listens for TLS seconds later.
+            std::net::TcpStream::connect(("127.0.0.1", self.node.ports.tls))?;
         }
         Ok(version)
     }
