@@ -31,20 +31,6 @@ const PARTS: usize = 20;
 const IN_FLIGHT: usize = 4;
 const PAUSE: Duration = Duration::from_millis(20);
 const MOST_ELEMENTS: f64 = 4096.0;
-/// Between two rests: what is under way hides what stays.
-const BUSY: Duration = Duration::from_secs(9);
-/// After the last answer, until the allocator has given back what it keeps for a moment.
-const REST: Duration = Duration::from_secs(1);
-
-/// Seconds, MiB.
-type Sample = (f64, f64);
-
-/// What is resident, while requests are under way and at rest.
-#[derive(Default)]
-struct Samples {
-    busy: Vec<Sample>,
-    rest: Vec<Sample>,
-}
 
 pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     if !"memory".contains(&context.options.only) {
@@ -69,40 +55,35 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     let (served, samples) = context.runtime.block_on(load(context, worker.pid(), duration))?;
     worker.terminate();
     worker.wait(Duration::from_secs(30)).context("the worker drains")?;
+    let warm: Vec<_> =
+        samples.iter().copied().filter(|(at, _)| *at >= WARM_UP * duration.as_secs_f64()).collect();
+    let (slope, error) = slope(&means(&warm));
     let mut section = Section::new(Scenario::Memory, context);
-    let row = |name: &str, samples: &[Sample]| {
-        let is_warm = |(at, _): &Sample| *at >= WARM_UP * duration.as_secs_f64();
-        let warm: Vec<Sample> = samples.iter().copied().filter(is_warm).collect();
-        let (slope, error) = slope(&means(&warm));
-        let at = |sample: Option<&Sample>| sample.map_or_else(String::new, |(_, mib)| format!("{mib:.1}"));
-        vec![
-            name.to_owned(),
-            at(samples.first()),
-            at(warm.first()),
-            at(warm.last()),
-            format!("**{:.1}** (± {:.1})", slope * 3600.0, 2.0 * error * 3600.0),
-        ]
-    };
-    section.text(&format!("{served} requests in {:.1} minutes.", duration.as_secs_f64() / 60.0));
+    let at = |sample: Option<&(f64, f64)>| sample.map_or_else(String::new, |(_, mib)| format!("{mib:.1}"));
     section.table(
         &[
-            "resident",
+            "minutes",
+            "requests",
             "MiB at first",
             "after warm-up",
             "at last",
             "slope after warm-up, MiB an hour (± two standard errors)",
         ],
-        vec![row("at rest", &samples.rest), row("under load", &samples.busy)],
+        vec![vec![
+            format!("{:.1}", duration.as_secs_f64() / 60.0),
+            served.to_string(),
+            at(samples.first()),
+            at(warm.first()),
+            at(warm.last()),
+            format!("**{:.1}** (± {:.1})", slope * 3600.0, 2.0 * error * 3600.0),
+        ]],
     );
-    let line = |name: &str, samples: &[Sample]| Series {
-        name: name.to_owned(),
-        points: samples.iter().map(|(at, mib)| (at / 60.0, *mib)).collect(),
-    };
+    let points = samples.iter().map(|(at, mib)| (at / 60.0, *mib)).collect();
     let lines = Lines {
         x: "minutes",
         y: "resident memory (MiB)",
         scale: Scale::Linear,
-        series: vec![line("under load", &samples.busy), line("at rest", &samples.rest)],
+        series: vec![Series { name: "worker".to_owned(), points }],
     };
     section.figure(Figure {
         name: "memory".to_owned(),
@@ -112,40 +93,37 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     Ok(Some(section))
 }
 
-/// Requests served, and the worker's memory every second.
-async fn load(context: &Context, worker: u32, duration: Duration) -> Result<(u64, Samples)> {
+/// Requests served, and the worker's memory every second: seconds, MiB.
+async fn load(context: &Context, worker: u32, duration: Duration) -> Result<(u64, Vec<(f64, f64)>)> {
     let client =
         Client::connect(config(&context.broker.amqp_url(), PREFIX, Workload::of(Model::Tiny))?).await?;
     let mut random = StdRng::seed_from_u64(17);
-    let (mut served, mut samples) = (0u64, Samples::default());
+    let mut open = FuturesUnordered::new();
+    let (mut served, mut samples) = (0u64, Vec::new());
     let started = Instant::now();
-    let sample = || Ok::<_, anyhow::Error>((started.elapsed().as_secs_f64(), resident_mib(worker)?));
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     while started.elapsed() < duration {
-        let mut open = FuturesUnordered::new();
-        let busy = Instant::now();
-        loop {
-            while open.len() < IN_FLIGHT && busy.elapsed() < BUSY {
-                let (client, request) = (client.clone(), request(&mut random)?);
-                open.push(
-                    async move {
-                        tokio::time::sleep(PAUSE).await;
-                        client.infer(request).await
-                    }
-                    .boxed(),
-                );
-            }
-            tokio::select! {
-                answer = open.next() => {
-                    let Some(answer) = answer else { break };
-                    let _: millrace_producer::Response = answer.map_err(|error: Error| anyhow::anyhow!(error))?;
-                    served += 1;
+        while open.len() < IN_FLIGHT {
+            let (client, request) = (client.clone(), request(&mut random)?);
+            open.push(
+                async move {
+                    tokio::time::sleep(PAUSE).await;
+                    client.infer(request).await
                 }
-                _ = ticks.tick() => samples.busy.push(sample()?),
-            }
+                .boxed(),
+            );
         }
-        tokio::time::sleep(REST).await;
-        samples.rest.push(sample()?);
+        tokio::select! {
+            Some(answer) = open.next() => {
+                let _: millrace_producer::Response = answer.map_err(|error: Error| anyhow::anyhow!(error))?;
+                served += 1;
+            }
+            _ = ticks.tick() => samples.push((started.elapsed().as_secs_f64(), resident_mib(worker)?)),
+        }
+    }
+    while let Some(answer) = open.next().await {
+        answer?;
+        served += 1;
     }
     client.close().await;
     Ok((served, samples))
@@ -179,8 +157,8 @@ fn resident_mib(pid: u32) -> Result<f64> {
 }
 
 /// Means of [`PARTS`] parts of the points.
-fn means(points: &[Sample]) -> Vec<Sample> {
-    let mean = |part: &[Sample]| {
+fn means(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mean = |part: &[(f64, f64)]| {
         let sum = part.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
         (sum.0 / part.len() as f64, sum.1 / part.len() as f64)
     };
@@ -188,7 +166,7 @@ fn means(points: &[Sample]) -> Vec<Sample> {
 }
 
 /// Of the straight line nearest to the points (least squares), a second, and its standard error.
-fn slope(points: &[Sample]) -> (f64, f64) {
+fn slope(points: &[(f64, f64)]) -> (f64, f64) {
     let count = points.len() as f64;
     let mean = |value: fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
     let (x, y) = (mean(|point| point.0), mean(|point| point.1));
