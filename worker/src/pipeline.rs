@@ -95,7 +95,7 @@ pub async fn start(
     let refused_retry = Duration::from_secs(config.replies.refused_retry_seconds);
     let max_bytes = config.replies.max_in_flight_bytes;
     let settler = Settler::new(publisher.clone(), dispatch, refused_retry, max_bytes, Arc::clone(&live));
-    let (readers, answered) = (settler.readers(), settler.answered());
+    let (readers, answered, confirms) = (settler.readers(), settler.answered(), settler.confirms());
     tasks.spawn(settler.run(incoming));
     let cancelled = Arc::new(Cancelled::default());
     let instances = Arc::new(Instances::default());
@@ -164,7 +164,10 @@ pub async fn start(
         let mut ticks = tokio::time::interval(ANNOUNCE_EVERY);
         loop {
             tokio::select! {
-                _ = ticks.tick() => tuned.iter_mut().for_each(|tuned| tuned.look(&looking)),
+                _ = ticks.tick() => {
+                    let confirm_us = confirms.take_mean_us();
+                    tuned.iter_mut().for_each(|tuned| tuned.look(&looking, confirm_us));
+                }
                 () = stopping.stopping() => return,
             }
         }

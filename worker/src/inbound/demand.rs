@@ -1,7 +1,7 @@
 //! How much of a queue this worker takes ahead, and whether before others. Plain code.
 //!
-//! What one worker hoards others cannot run: it takes what its instances run in a short time, by what they have run lately. A
-//! queue's messages are dealt in turn to all who have room, so a worker that is several times slower than another stands back:
+//! What one worker hoards others cannot run: it takes what its instances run in a short time, by what they have run lately, or while
+//! its replies await their confirms, where that takes longer: what has run fills the window until it is acknowledged. A queue's messages are dealt in turn to all who have room, so a worker that is several times slower than another stands back:
 //! it is served when that one has its fill.
 //!
 //! Where a tier has shards, each has a part of the window: one tenant's backlog fills its own part only.
@@ -12,6 +12,8 @@ use crate::schedule::scheduler::Pace;
 
 /// The mean of rows a request goes over about so many requests.
 const REQUESTS: f64 = 100.0;
+/// Weight of a look's confirms: a disk that stands still for a second once changes nothing.
+const CONFIRMS: f64 = 0.2;
 /// Prefetch follows what is wanted when it differs by more than this.
 const TOLERANCE: f64 = 0.25;
 /// Looks between two changes, for consuming anew has its price.
@@ -37,12 +39,25 @@ pub struct Load {
     pub pace: Pace,
 }
 
+/// What became of a route's requests since the last look.
+#[derive(Clone, Copy, Debug)]
+pub struct Lately {
+    /// Requests served.
+    pub requests: u64,
+    /// Their rows.
+    pub rows: u64,
+    /// At how many times slower than another this worker is.
+    pub slowness: f64,
+    /// Microseconds that the worker's replies took to be confirmed, where any were.
+    pub confirm_us: Option<u64>,
+}
+
 /// Bounds on what is taken ahead.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Requests beyond the instances' batches, at most.
     pub extra: u16,
-    /// The time whose work they are, at most, microseconds.
+    /// The time whose work they are, at most, microseconds, unless confirms take longer.
     pub wait_us: u64,
     /// Queues that it is all asked of, alike.
     pub shards: u16,
@@ -54,6 +69,8 @@ pub struct Tuner {
     bounds: Bounds,
     /// Rows a request, of late.
     mean_rows: f64,
+    /// Microseconds that replies take to be confirmed, of late.
+    confirm_us: f64,
     demand: Demand,
     leaning: (i16, u32),
     /// Looks since the last change.
@@ -65,7 +82,8 @@ impl Tuner {
     pub fn new(bounds: Bounds, loads: impl Iterator<Item = Load>) -> Self {
         let demand = Demand { prefetch: 1, priority: 0 };
         // The first change may come at once.
-        let mut tuner = Self { bounds, mean_rows: 1.0, demand, leaning: (0, 0), since: APART };
+        let mut tuner =
+            Self { bounds, mean_rows: 1.0, confirm_us: 0.0, demand, leaning: (0, 0), since: APART };
         tuner.demand.prefetch = tuner.prefetch(loads);
         tuner
     }
@@ -75,24 +93,21 @@ impl Tuner {
         self.demand
     }
 
-    /// Looks at what was served since the last look, and at how many times slower than another this worker is. Returns what
-    /// to ask instead, where that is another thing.
+    /// Looks at what was served since the last look. Returns what to ask instead, where that is another thing.
     ///
     /// Where nothing was served nothing changes: there is nothing to win, and consuming anew may fail on a queue that has no
     /// leader at the moment, where a consumer that stays waits in peace.
-    pub fn look(
-        &mut self,
-        loads: impl Iterator<Item = Load>,
-        (requests, rows): (u64, u64),
-        slowness: f64,
-    ) -> Option<Demand> {
+    pub fn look(&mut self, loads: impl Iterator<Item = Load>, lately: Lately) -> Option<Demand> {
         self.since = self.since.saturating_add(1);
-        if requests == 0 {
+        if lately.requests == 0 {
             return None;
         }
-        let requests = requests as f64;
-        self.mean_rows += requests / (requests + REQUESTS) * (rows as f64 / requests - self.mean_rows);
-        let priority = priority(slowness, self.demand.priority);
+        let (requests, rows) = (lately.requests as f64, lately.rows as f64);
+        self.mean_rows += requests / (requests + REQUESTS) * (rows / requests - self.mean_rows);
+        if let Some(confirm_us) = lately.confirm_us {
+            self.confirm_us += CONFIRMS * (confirm_us as f64 - self.confirm_us);
+        }
+        let priority = priority(lately.slowness, self.demand.priority);
         self.leaning =
             if self.leaning.0 == priority { (priority, self.leaning.1 + 1) } else { (priority, 1) };
         if self.since < APART {
@@ -120,13 +135,14 @@ impl Tuner {
     /// eight shards was served 0.6 of what it was without shards (2026-11).
     fn prefetch(&self, loads: impl Iterator<Item = Load>) -> u16 {
         let rows = self.mean_rows.max(1.0);
+        let wait_us = self.confirm_us.max(self.bounds.wait_us as f64);
         let (mut all_batches, mut all_meanwhile, mut too_long) = (0.0, 0.0, 0.0);
         for Load { instances, pace } in loads {
             let batches = f64::from(pace.most_rows) * (instances + 1) as f64 / rows;
             // At least one to run and one to follow, however large they are.
             all_batches += batches.max((instances + 1) as f64).ceil();
             let a_request_us = pace.row_us.map(|row_us| row_us.max(1) as f64 * rows);
-            let meanwhile = a_request_us.map_or(0.0, |us| (self.bounds.wait_us * instances) as f64 / us);
+            let meanwhile = a_request_us.map_or(0.0, |us| wait_us * instances as f64 / us);
             all_meanwhile += meanwhile.min(self.bounds.extra.into()).floor();
             too_long += meanwhile * f64::from(SHARDS_WAIT);
         }
@@ -154,6 +170,10 @@ mod tests {
 
     fn load(most_rows: u32, row_us: u64) -> impl Iterator<Item = Load> {
         std::iter::once(Load { instances: 1, pace: Pace { most_rows, row_us: Some(row_us) } })
+    }
+
+    fn served(requests: u64, rows: u64) -> Lately {
+        Lately { requests, rows, slowness: 1.0, confirm_us: None }
     }
 
     #[test]
@@ -198,22 +218,43 @@ mod tests {
     fn requests_of_many_rows_are_counted_as_such() {
         let mut tuner = Tuner::new(BOUNDS, load(64, 300));
         for _ in 0..60 {
-            tuner.look(load(64, 300), (1_000, 64_000), 1.0);
+            tuner.look(load(64, 300), served(1_000, 64_000));
         }
         let prefetch = tuner.demand().prefetch;
         assert!((12..=20).contains(&prefetch), "{prefetch}");
         for _ in 0..60 {
-            assert_eq!(tuner.look(load(64, 310), (1_000, 64_000), 1.0), None, "no change for little");
+            assert_eq!(tuner.look(load(64, 310), served(1_000, 64_000)), None, "no change for little");
         }
-        tuner.look(load(64, 300), (1, 1), 1.0);
+        tuner.look(load(64, 300), served(1, 1));
         assert!(tuner.mean_rows > 60.0, "one request says little: {}", tuner.mean_rows);
+    }
+
+    #[test]
+    fn a_slow_disk_does_not_empty_the_lanes() {
+        let mut tuner = Tuner::new(BOUNDS, load(4, 25_000));
+        let mut looks = |confirm_us, count: usize| {
+            let lately = Lately { confirm_us, ..served(40, 40) };
+            (0..count)
+                .filter_map(|_| tuner.look(load(4, 25_000), lately))
+                .last()
+                .map(|demand| demand.prefetch)
+        };
+        assert_eq!(looks(Some(200_000), 60), None, "the usual window covers it");
+        assert_eq!((looks(Some(1_000_000), 1), looks(Some(20_000), 20)), (None, None), "one such second");
+        let window = looks(Some(2_000_000), 60);
+        assert!(window.is_some_and(|window| (2 * 4 + 60..=2 * 4 + 80).contains(&window)), "{window:?}");
+        assert_eq!(looks(None, 20), None, "without replies nothing is known");
+        assert_eq!(looks(Some(20_000), 60), Some(2 * 4 + 10));
+        let most = looks(Some(60_000_000), 60);
+        assert_eq!(most, Some(2 * 4 + 256), "it has a bound");
     }
 
     #[test]
     fn a_slow_worker_stands_back_once_that_is_sure() {
         let mut tuner = Tuner::new(BOUNDS, load(4, 25_000));
         let mut looks = |requests, slowness: f64, count: usize| {
-            let look = |_| tuner.look(load(4, 25_000), (requests, requests), slowness);
+            let lately = Lately { slowness, ..served(requests, requests) };
+            let look = |_| tuner.look(load(4, 25_000), lately);
             (0..count).filter_map(look).map(|demand| demand.priority).collect::<Vec<_>>()
         };
         assert!(looks(1, 3.0, 20).is_empty(), "a little slower still helps");

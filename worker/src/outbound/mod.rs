@@ -1,12 +1,14 @@
 //! From verdicts to acknowledgements.
 //!
 //! - [`dispatch`]: a verdict to the message that carries it out
+//! - [`confirms`]: how long the broker takes to confirm
 //! - [`gather`]: which replies leave together
 //! - [`readers`]: requesters that cannot be answered at the moment
 //! - [`reaper`]: dead letters to verdicts
 //! - [`settle`]: publishes it, waits for the confirm, then acknowledges
 
 pub mod access_log;
+pub mod confirms;
 pub mod dispatch;
 pub mod gather;
 pub mod readers;

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::access_log;
+use super::confirms::Confirms;
 use super::dispatch::Dispatch;
 use super::gather::{Errand, apart, gather};
 use super::readers::{Readers, Trouble};
@@ -43,6 +44,7 @@ pub struct Settler {
     refused_retry: Duration,
     max_bytes: usize,
     readers: Arc<Readers>,
+    confirms: Arc<Confirms>,
     answered: Arc<Remembered>,
     live: Arc<Live>,
 }
@@ -78,6 +80,7 @@ impl Settler {
             refused_retry,
             max_bytes,
             readers: Arc::default(),
+            confirms: Arc::default(),
             answered: Arc::default(),
             live,
         }
@@ -86,6 +89,11 @@ impl Settler {
     /// Requesters in trouble.
     pub fn readers(&self) -> Arc<Readers> {
         Arc::clone(&self.readers)
+    }
+
+    /// How long what it publishes takes to be confirmed.
+    pub fn confirms(&self) -> Arc<Confirms> {
+        Arc::clone(&self.confirms)
     }
 
     /// What was answered and could not be acknowledged: the broker delivers it again. By reply key.
@@ -141,7 +149,7 @@ impl Settler {
 
     /// One message for all. Where it is not taken each goes its own way.
     async fn settle_together(&self, reply_to: &ReplyKey, replies: Vec<(Duty, Answer)>) {
-        if self.publisher.publish(self.dispatch.bundle(reply_to, &replies)).await == Outcome::Confirmed {
+        if self.publish(self.dispatch.bundle(reply_to, &replies)).await == Outcome::Confirmed {
             self.readers.recovered(reply_to.as_str());
             return replies.into_iter().for_each(|(duty, _)| self.acknowledge(duty, true));
         }
@@ -213,16 +221,18 @@ impl Settler {
                 self.readers.note(key, Trouble::Gone, Instant::now());
                 info!(request_id = ?duty.request_id, "the requester is gone, its reply dropped");
             }
-            Delivered::Crowded if duty.attempt < most_attempts => self.try_again_later(duty).await,
-            Delivered::Refused | Delivered::TooLong if duty.attempt < most_attempts => {
-                self.readers.note(key, Trouble::Stuck, Instant::now());
-                self.try_again_later(duty).await;
-            }
             Delivered::Refused | Delivered::TooLong | Delivered::Crowded => {
-                self.readers.note(key, Trouble::Stuck, Instant::now());
-                warn!(request_id = ?duty.request_id, "the requester's reply queue takes nothing, the request kept for people");
-                let detail = "the reply queue is full, its reader stuck";
-                self.until_confirmed(|| self.dispatch.dead(duty, "reply_refused", detail)).await;
+                // Crowded by the user's other answers it was tried once only, which says little of this queue.
+                if delivered != Delivered::Crowded {
+                    self.readers.note(key, Trouble::Stuck, Instant::now());
+                }
+                if duty.attempt < most_attempts {
+                    self.try_again_later(duty).await;
+                } else {
+                    warn!(request_id = ?duty.request_id, "the requester's reply queue takes nothing, the request kept for people");
+                    let detail = "the reply queue is full, its reader stuck";
+                    self.until_confirmed(|| self.dispatch.dead(duty, "reply_refused", detail)).await;
+                }
             }
         }
         delivered == Delivered::Yes
@@ -272,6 +282,15 @@ impl Settler {
         }
     }
 
+    async fn publish(&self, message: Message) -> Outcome {
+        let started = Instant::now();
+        let outcome = self.publisher.publish(message).await;
+        if outcome == Outcome::Confirmed {
+            self.confirms.add(started.elapsed());
+        }
+        outcome
+    }
+
     /// Publishes until there is an end. The message is made anew for each attempt, since mostly there is one only. `is_known`
     /// tells whether another message has met this trouble lately, so that this one need not try for long.
     async fn deliver(
@@ -283,7 +302,7 @@ impl Settler {
         let started = Instant::now();
         let mut returned_before = false;
         loop {
-            match self.publisher.publish(message()).await {
+            match self.publish(message()).await {
                 Outcome::Confirmed => return Delivered::Yes,
                 Outcome::Unroutable if returned_before || is_known(Trouble::Gone) => return Delivered::Gone,
                 Outcome::Unroutable => {

@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::catalogue::Catalogue;
 use crate::config::Config;
-use crate::inbound::demand::{Bounds, Load, Tuner};
+use crate::inbound::demand::{Bounds, Lately, Load, Tuner};
 use crate::inbound::route::Route;
 use crate::load::StartError;
 
@@ -100,15 +100,20 @@ impl Tuned {
         (Self { catalogue, model, tier, tuner, served: (0, 0), demand }, following)
     }
 
-    pub(super) fn look(&mut self, directory: &Directory) {
+    /// `confirm_us` is how many microseconds the worker's confirms took of late.
+    pub(super) fn look(&mut self, directory: &Directory, confirm_us: Option<u64>) {
         let counts = self.catalogue.counts(&self.model);
         let served =
             counts.map_or((0, 0), |counts| (counts.requests_of(self.tier), counts.rows_of(self.tier)));
-        let lately = (served.0 - self.served.0, served.1 - self.served.1);
+        let lately = Lately {
+            requests: served.0 - self.served.0,
+            rows: served.1 - self.served.1,
+            slowness: directory.slowness(&self.catalogue.statuses(&self.model)),
+            confirm_us,
+        };
         self.served = served;
-        let slowness = directory.slowness(&self.catalogue.statuses(&self.model));
         let loads = loads(&self.catalogue, &self.model, self.tier);
-        if let Some(demand) = self.tuner.look(loads, lately, slowness) {
+        if let Some(demand) = self.tuner.look(loads, lately) {
             // A worker without consumers is ending.
             let _ = self.demand.send(demand);
         }
