@@ -1,4 +1,6 @@
 //! The worker's memory over requests of ever other shapes: what it keeps must not grow.
+//!
+//! What is resident wanders with what the allocators keep for later, so the worker also tells what it has allocated and not freed.
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,9 @@ const TIMES: u32 = 360;
 const WARM_UP: f64 = 1.0 / 3.0;
 /// Means of so many parts of what follows make up the slope: samples of a second say much the same as those next to them.
 const PARTS: usize = 20;
+/// Points of a minute in the plot.
+const A_MINUTE: usize = 6;
+const MIB: f64 = 1024.0 * 1024.0;
 const IN_FLIGHT: usize = 4;
 const PAUSE: Duration = Duration::from_millis(20);
 const MOST_ELEMENTS: f64 = 4096.0;
@@ -42,7 +47,8 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
     for datatype in ["FP32", "BYTES"] {
         models::write(repository.path(), datatype, 1, &models::identity(datatype)?)?;
     }
-    let mut worker = WorkerProcess::spawn(
+    let mut worker = WorkerProcess::spawn_as(
+        "millrace-metered-worker",
         &[],
         &[
             ("MILLRACE_AMQP_URL", &context.broker.amqp_url()),
@@ -52,38 +58,43 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         ],
     )?;
     worker.wait_for_line("ready worker=", Duration::from_secs(60))?;
-    let (served, samples) = context.runtime.block_on(load(context, worker.pid(), duration))?;
+    let begun = told(&worker.stdout()).last().map_or(0.0, |(at, _)| at);
+    let (served, resident) = context.runtime.block_on(load(context, worker.pid(), duration))?;
+    let told: Vec<_> = told(&worker.stdout()).map(|(at, bytes)| (at - begun, bytes)).collect();
     worker.terminate();
     worker.wait(Duration::from_secs(30)).context("the worker drains")?;
-    let warm: Vec<_> =
-        samples.iter().copied().filter(|(at, _)| *at >= WARM_UP * duration.as_secs_f64()).collect();
-    let (slope, error) = slope(&means(&warm));
+    let told: Vec<_> = told.into_iter().filter(|&(at, _)| at >= 0.0 && at < duration.as_secs_f64()).collect();
+    let allocated = |of: fn([f64; 2]) -> f64| told.iter().map(|&(at, bytes)| (at, of(bytes) / MIB)).collect();
+    let curves: [(&str, Vec<(f64, f64)>); 4] = [
+        ("resident", resident),
+        ("allocated", allocated(|[rust, c]| rust + c)),
+        ("of it by the worker", allocated(|[rust, _]| rust)),
+        ("of it by ONNX Runtime", allocated(|[_, c]| c)),
+    ];
     let mut section = Section::new(Scenario::Memory, context);
-    let at = |sample: Option<&(f64, f64)>| sample.map_or_else(String::new, |(_, mib)| format!("{mib:.1}"));
     section.table(
         &[
             "minutes",
             "requests",
+            "memory",
             "MiB at first",
             "after warm-up",
             "at last",
             "slope after warm-up, MiB an hour (± two standard errors)",
         ],
-        vec![vec![
-            format!("{:.1}", duration.as_secs_f64() / 60.0),
-            served.to_string(),
-            at(samples.first()),
-            at(warm.first()),
-            at(warm.last()),
-            format!("**{:.1}** (± {:.1})", slope * 3600.0, 2.0 * error * 3600.0),
-        ]],
+        curves.iter().map(|(name, points)| row(name, points, served, duration)).collect(),
     );
-    let points = samples.iter().map(|(at, mib)| (at / 60.0, *mib)).collect();
+    let parts = (A_MINUTE * duration.as_secs() as usize / 60).max(2);
+    let minutes = |points| means(points, parts).into_iter().map(|(at, mib)| (at / 60.0, mib)).collect();
     let lines = Lines {
         x: "minutes",
-        y: "resident memory (MiB)",
+        y: "memory (MiB)",
         scale: Scale::Linear,
-        series: vec![Series { name: "worker".to_owned(), points }],
+        series: curves
+            .iter()
+            .take(2)
+            .map(|(name, points)| Series { name: (*name).to_owned(), points: minutes(points) })
+            .collect(),
     };
     section.figure(Figure {
         name: "memory".to_owned(),
@@ -91,6 +102,32 @@ pub(super) fn run(context: &Context) -> Result<Option<Section>> {
         svg: lines.svg()?,
     });
     Ok(Some(section))
+}
+
+/// The first of the points, and the means of the first and the last part of those after the warm-up.
+fn row(name: &str, points: &[(f64, f64)], served: u64, duration: Duration) -> Vec<String> {
+    let warm: Vec<_> =
+        points.iter().copied().filter(|(at, _)| *at >= WARM_UP * duration.as_secs_f64()).collect();
+    let parts = means(&warm, PARTS);
+    let (slope, error) = slope(&parts);
+    let at = |sample: Option<&(f64, f64)>| sample.map_or_else(String::new, |(_, mib)| format!("{mib:.1}"));
+    vec![
+        format!("{:.1}", duration.as_secs_f64() / 60.0),
+        served.to_string(),
+        name.to_owned(),
+        at(points.first()),
+        at(parts.first()),
+        at(parts.last()),
+        format!("**{:.1}** (± {:.1})", slope * 3600.0, 2.0 * error * 3600.0),
+    ]
+}
+
+/// What the metered worker has told: seconds, and bytes allocated by Rust and by C.
+fn told(stdout: &str) -> impl Iterator<Item = (f64, [f64; 2])> {
+    stdout.lines().filter_map(|line| {
+        let mut numbers = line.strip_prefix("alive ")?.split(' ').map(str::parse::<f64>);
+        Some((numbers.next()?.ok()?, [numbers.next()?.ok()?, numbers.next()?.ok()?]))
+    })
 }
 
 /// Requests served, and the worker's memory every second: seconds, MiB.
@@ -156,13 +193,13 @@ fn resident_mib(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Means of [`PARTS`] parts of the points.
-fn means(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+/// Means of so many parts of the points.
+fn means(points: &[(f64, f64)], parts: usize) -> Vec<(f64, f64)> {
     let mean = |part: &[(f64, f64)]| {
         let sum = part.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
         (sum.0 / part.len() as f64, sum.1 / part.len() as f64)
     };
-    points.chunks(points.len().div_ceil(PARTS).max(1)).map(mean).collect()
+    points.chunks(points.len().div_ceil(parts).max(1)).map(mean).collect()
 }
 
 /// Of the straight line nearest to the points (least squares), a second, and its standard error.
@@ -191,10 +228,16 @@ mod tests {
     fn a_leak_has_a_slope() {
         let at = |second: u32| f64::from(second);
         let leak: Vec<_> = (0..100).map(|second| (at(second), 50.0 + 0.25 * at(second))).collect();
-        let means = means(&leak);
+        let means = means(&leak, PARTS);
         assert_eq!((means.len(), means[0]), (PARTS, (2.0, 50.5)));
         let (found, error) = slope(&means);
         assert!((found - 0.25).abs() < 1e-9 && error < 1e-9);
+    }
+
+    #[test]
+    fn what_a_worker_tells_is_found_among_other_lines() {
+        let lines = told("alive 0.2 10 20\nready\nalive 0.4 11\nalive 0.6 12 22\nalive 0.8 1");
+        assert_eq!(lines.collect::<Vec<_>>(), [(0.2, [10.0, 20.0]), (0.6, [12.0, 22.0])]);
     }
 
     #[test]
