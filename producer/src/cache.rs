@@ -169,8 +169,24 @@ impl ResponseCache {
     }
 
     /// The answer to a request: one that is kept, that of an equal request which is away, or its own, for which `client` sends it.
-    /// `key` is its key, `tier` its tier's number and `tiers` how many there are.
+    /// `key` is its key.
     pub(crate) async fn answer(
+        &self,
+        client: &Client,
+        request: Request,
+        key: [u8; 32],
+    ) -> Result<Response, Error> {
+        let (correlation_id, body_id) = (request.correlation_id.clone(), request.body.id.clone());
+        let tiers = &client.config().topology.tiers;
+        let tier = request.tier.as_deref().unwrap_or(client.config().requests.tier.as_str());
+        // Refused where it is sent.
+        let tier = tiers.iter().position(|known| known.name.as_str() == tier).unwrap_or(tiers.len());
+        let response = self.of_equal(client, request, (key, tier, tiers.len())).await?;
+        Ok(response.addressed(correlation_id, body_id))
+    }
+
+    /// The answer to a request that is equal to this one. `tier` is its tier's number, and `tiers` how many there are.
+    async fn of_equal(
         &self,
         client: &Client,
         request: Request,

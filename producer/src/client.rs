@@ -187,13 +187,8 @@ impl Client {
     pub async fn infer(&self, request: Request) -> Result<Response, Error> {
         let key = self.inner.cache.key(&request).filter(|_| self.directory().allows_cache());
         let Some(key) = key else { return self.infer_anew(request).await };
-        let tiers = &self.inner.config.topology.tiers;
-        let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
-        // Refused where it is sent.
-        let tier = tiers.iter().position(|known| known.name.as_str() == tier).unwrap_or(tiers.len());
-        let (correlation_id, body_id) = (request.correlation_id.clone(), request.body.id.clone());
-        let response = self.inner.cache.answer(self, request, (key, tier, tiers.len())).await?;
-        Ok(response.addressed(correlation_id, body_id))
+        // In a box, as what is sent alone: callers hold thousands of these futures, of which hardly one is as large as those.
+        Box::pin(self.inner.cache.answer(self, request, key)).await
     }
 
     /// How often the cache of answers helped.
@@ -204,7 +199,9 @@ impl Client {
     pub(crate) async fn infer_anew(&self, request: Request) -> Result<Response, Error> {
         let handle = match self.way(request, false) {
             // As in [`Handle::reply`].
-            Way::Alone(request, away) => tokio::task::unconstrained(self.submit_alone(request, away)).await?,
+            Way::Alone(request, away) => {
+                tokio::task::unconstrained(Box::pin(self.submit_alone(request, away))).await?
+            }
             Way::Packed(_, handle) => handle,
         };
         handle.outcome().await
@@ -221,11 +218,14 @@ impl Client {
         // As in [`Handle::reply`].
         tokio::task::unconstrained(async {
             match self.way(request, true) {
-                Way::Alone(request, away) => self.submit_alone(request, away).await,
-                Way::Packed(taken, handle) => match tokio::time::timeout_at(handle.deadline(), taken).await {
-                    Ok(Ok(())) => Ok(handle),
-                    _ => Err(handle.refusal().await),
-                },
+                Way::Alone(request, away) => Box::pin(self.submit_alone(request, away)).await,
+                Way::Packed(None, handle) => Ok(handle),
+                Way::Packed(Some(taken), handle) => {
+                    match tokio::time::timeout_at(handle.deadline(), taken).await {
+                        Ok(Ok(())) => Ok(handle),
+                        _ => Err(handle.refusal().await),
+                    }
+                }
             }
         })
         .await
@@ -304,7 +304,8 @@ impl Client {
     /// Whether the gate holds requests like this one back, or lets one through as a probe.
     pub(crate) fn is_held_back(&self, request: &Request) -> bool {
         let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
-        self.gate().is_closed(&Names::request_key(&request.model, tier))
+        let gate = self.gate();
+        !gate.is_open() && gate.is_closed(&Names::request_key(&request.model, tier))
     }
 
     /// The fleet's directory; listening begins with the first call, for clients that pack when they have connected.
@@ -388,3 +389,6 @@ impl Drop for Inner {
         self.publishing.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,6 +108,11 @@ impl Gate {
         }
     }
 
+    /// Whether nothing is held back of any key.
+    pub(crate) fn is_open(&self) -> bool {
+        self.flows.values().all(|flow| flow.window.is_none())
+    }
+
     /// Whether a request of this key would be held back now, or let through as a probe.
     pub(crate) fn is_closed(&self, key: &str) -> bool {
         let flow = self.flows.get(key);

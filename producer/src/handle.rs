@@ -29,15 +29,18 @@ pub struct Handle {
 #[derive(Debug)]
 enum Source {
     /// A reply of its own.
-    Alone {
-        replied: oneshot::Receiver<RawReply>,
-        early: Option<Box<RawReply>>,
-        _place: Place,
-        _away: Option<Away>,
-        cancel: Cancel,
-    },
+    Alone(Box<Alone>),
     /// A part of a pack's.
     Packed(oneshot::Receiver<Part>),
+}
+
+#[derive(Debug)]
+struct Alone {
+    replied: oneshot::Receiver<RawReply>,
+    early: Option<RawReply>,
+    _place: Place,
+    _away: Option<Away>,
+    cancel: Cancel,
 }
 
 impl Handle {
@@ -49,9 +52,8 @@ impl Handle {
         client: Client,
         cancel: Cancel,
     ) -> Self {
-        let source =
-            Source::Alone { replied, early: early.map(Box::new), _place: place, _away: away, cancel };
-        Self { source, deadline, budget, client }
+        let alone = Alone { replied, early, _place: place, _away: away, cancel };
+        Self { source: Source::Alone(Box::new(alone)), deadline, budget, client }
     }
 
     pub(crate) fn packed(
@@ -94,30 +96,39 @@ impl Handle {
     /// # Errors
     /// [`Error::DeadlineExceeded`] or [`Error::Closed`], when there is no reply; where the request travelled in a pack that had
     /// to be sent again, those of [`Client::submit`] too.
-    pub async fn reply(self) -> Result<Reply, Error> {
+    pub fn reply(self) -> impl Future<Output = Result<Reply, Error>> + Send {
         // Callers await thousands of these in one task, which would have spent its turn on the first 128 that are ready and then
         // look at all others in vain.
-        tokio::task::unconstrained(self.await_reply()).await
+        tokio::task::unconstrained(self.await_reply())
     }
 
     async fn await_reply(self) -> Result<Reply, Error> {
         let Self { source, deadline, budget, client } = self;
-        let in_time = |_| Error::DeadlineExceeded { budget };
         match source {
-            Source::Alone { mut replied, early, mut cancel, .. } => {
-                let raw = match early {
-                    Some(raw) => Ok(Ok(*raw)),
-                    None => tokio::time::timeout_at(deadline, &mut replied).await,
-                };
-                cancel.ended();
-                let raw = raw.map_err(in_time)?.map_err(|_| Error::Closed)?;
-                Ok(raw.decode(client.config().limits.into()).await)
-            }
+            // In a box: of thousands of futures that wait hardly one is as large as this.
+            Source::Alone(alone) => Box::pin(alone.await_reply((deadline, budget), &client)).await,
             Source::Packed(part) => {
-                let part = tokio::time::timeout_at(deadline, part).await.map_err(in_time)?;
+                let part = tokio::time::timeout_at(deadline, part).await;
+                let part = part.map_err(|_| Error::DeadlineExceeded { budget })?;
                 let (outcome, receipt) = part.map_err(|_| Error::Closed)??;
                 Ok(Reply { outcome, receipt: receipt.claim() })
             }
         }
+    }
+}
+
+impl Alone {
+    async fn await_reply(
+        mut self: Box<Self>,
+        (deadline, budget): (Instant, Duration),
+        client: &Client,
+    ) -> Result<Reply, Error> {
+        let raw = match self.early.take() {
+            Some(raw) => Ok(Ok(raw)),
+            None => tokio::time::timeout_at(deadline, &mut self.replied).await,
+        };
+        self.cancel.ended();
+        let raw = raw.map_err(|_| Error::DeadlineExceeded { budget })?.map_err(|_| Error::Closed)?;
+        Ok(raw.decode(client.config().limits.into()).await)
     }
 }

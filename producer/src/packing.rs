@@ -79,9 +79,9 @@ impl Drop for Away {
 pub(crate) enum Way {
     /// By itself; others of its kind may wait for company while it is away.
     Alone(Request, Option<Away>),
-    /// In a pack. The first channel tells when the broker has it, where that was asked for; one that is closed instead has
-    /// the reason in the handle.
-    Packed(oneshot::Receiver<()>, Handle),
+    /// In a pack. The channel, where one was asked for, tells when the broker has it; one that is closed instead has the reason in
+    /// the handle.
+    Packed(Option<oneshot::Receiver<()>>, Handle),
 }
 
 impl Packing {
@@ -133,8 +133,7 @@ impl Packing {
         }
         let deadline = Instant::now() + budget;
         let (replied, part) = oneshot::channel();
-        let (taken, was_taken) = oneshot::channel();
-        let taken = tell.then_some(taken);
+        let (taken, was_taken) = tell.then(oneshot::channel).unzip();
         let counted = Counted::new(&self.waiting);
         let member = Member { request, deadline, budget, replied, taken, _counted: counted };
         let Added { complete, opened } = state.lots.add(&traits, most, member);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
-use millrace_producer::{Client, Code, Config, Error, Request};
+use millrace_producer::{Client, Code, Config, Error, Request, Response};
 
 use super::{Arrivals, Fate, Spec, served};
 use crate::workload::Workload;
@@ -23,8 +23,8 @@ pub(super) struct Library {
     request: Request,
     /// Requests that the broker has taken.
     taken: AtomicUsize,
-    /// How many make a whole burst.
-    burst: usize,
+    /// How many make a whole burst, where there is one: then it is told when the broker has them.
+    burst: Option<usize>,
 }
 
 impl Library {
@@ -35,7 +35,7 @@ impl Library {
         }
         let client = Client::connect(config).await?;
         let request = spec.workload.request(&spec.tier)?.deadline(spec.deadline);
-        let burst = if let Arrivals::Burst { count } = spec.arrivals { count } else { usize::MAX };
+        let burst = if let Arrivals::Burst { count } = spec.arrivals { Some(count) } else { None };
         Ok(Self { client, request, taken: AtomicUsize::new(0), burst })
     }
 
@@ -53,14 +53,22 @@ impl Library {
     }
 
     async fn infer(&self) -> Result<Fate, Error> {
-        let handle = self.client.submit(self.request.clone()).await?;
-        if self.taken.fetch_add(1, Ordering::Relaxed) + 1 == self.burst {
-            println!("{}", super::process::ALL_TAKEN);
-        }
-        let response = handle.outcome().await?;
+        let response = match self.burst {
+            None => self.client.infer(self.request.clone()).await?,
+            Some(burst) => Box::pin(self.told(burst)).await?,
+        };
         let timing = response.timing();
         let in_worker = timing.queue_us + timing.batch_us + timing.infer_us;
         Ok(served(in_worker, timing.infer_us, timing.batch_size))
+    }
+
+    /// As [`Client::infer`], and tells once the broker has a whole burst.
+    async fn told(&self, burst: usize) -> Result<Response, Error> {
+        let handle = self.client.submit(self.request.clone()).await?;
+        if self.taken.fetch_add(1, Ordering::Relaxed) + 1 == burst {
+            println!("{}", super::process::ALL_TAKEN);
+        }
+        handle.outcome().await
     }
 
     pub(super) async fn close(&self) {
