@@ -185,10 +185,16 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future gives the result up. The request may still run.
     pub async fn infer(&self, request: Request) -> Result<Response, Error> {
-        let key = self.inner.cache.key(&request).filter(|_| self.directory().allows_cache());
+        let (request, key) = self.keyed(request);
         let Some(key) = key else { return self.infer_anew(request).await };
         // In a box, as what is sent alone: callers hold thousands of these futures, of which hardly one is as large as those.
         Box::pin(self.inner.cache.answer(self, request, key)).await
+    }
+
+    /// A request and what its answer is kept under. Borrowed in an async function it would lie in its future twice.
+    fn keyed(&self, request: Request) -> (Request, Option<[u8; 32]>) {
+        let key = self.inner.cache.key(&request).filter(|_| self.directory().allows_cache());
+        (request, key)
     }
 
     /// How often the cache of answers helped.

@@ -27,7 +27,8 @@ impl Sender {
         let sent = Instant::now();
         let fate: Fate = match self {
             Self::Library(client) => client.send().await,
-            Self::Raw(client) => client.send().await,
+            // In a box, since it is larger than the other's future.
+            Self::Raw(client) => Box::pin(client.send()).await,
         };
         Ended { intended, sent, fate }
     }
