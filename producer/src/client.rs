@@ -225,8 +225,8 @@ impl Client {
         tokio::task::unconstrained(async {
             match self.way(request, true) {
                 Way::Alone(request, away) => Box::pin(self.submit_alone(request, away)).await,
-                Way::Packed(None, handle) => Ok(handle),
-                Way::Packed(Some(taken), handle) => {
+                Way::Packed(taken, handle) => {
+                    let taken = taken.expect("it was asked for");
                     match tokio::time::timeout_at(handle.deadline(), taken).await {
                         Ok(Ok(())) => Ok(handle),
                         _ => Err(handle.refusal().await),
@@ -311,7 +311,7 @@ impl Client {
     pub(crate) fn is_held_back(&self, request: &Request) -> bool {
         let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
         let gate = self.gate();
-        !gate.is_open() && gate.is_closed(&Names::request_key(&request.model, tier))
+        !gate.is_surely_open() && gate.is_closed(&Names::request_key(&request.model, tier))
     }
 
     /// The fleet's directory; listening begins with the first call, for clients that pack when they have connected.

@@ -85,7 +85,7 @@ pub struct OnnxRuntime {
 pub struct Scheduling {
     /// Requests fetched ahead beyond the instances' batches.
     pub prefetch_extra: u16,
-    /// The time whose work they are, at most.
+    /// The time whose work they are, at most, unless confirms take longer.
     pub prefetch_wait_ms: u16,
     /// Byte budget of a lane.
     pub lane_max_bytes: usize,

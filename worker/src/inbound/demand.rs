@@ -1,8 +1,9 @@
 //! How much of a queue this worker takes ahead, and whether before others. Plain code.
 //!
 //! What one worker hoards others cannot run: it takes what its instances run in a short time, by what they have run lately, or while
-//! its replies await their confirms, where that takes longer: what has run fills the window until it is acknowledged. A queue's messages are dealt in turn to all who have room, so a worker that is several times slower than another stands back:
-//! it is served when that one has its fill.
+//! its replies await their confirms, where that takes longer: what has run fills the window until it is acknowledged. A queue's
+//! messages are dealt in turn to all who have room, so a worker that is several times slower than another stands back: it is served
+//! when that one has its fill.
 //!
 //! Where a tier has shards, each has a part of the window: one tenant's backlog fills its own part only.
 
@@ -12,8 +13,10 @@ use crate::schedule::scheduler::Pace;
 
 /// The mean of rows a request goes over about so many requests.
 const REQUESTS: f64 = 100.0;
-/// Weight of a look's confirms: a disk that stands still for a second once changes nothing.
+/// Weight of a look's confirms, and how many times what they took before, or the usual window, they count at most: a disk that stands
+/// still once, or a broker that was away, changes nothing.
 const CONFIRMS: f64 = 0.2;
+const MOST_CONFIRMS: f64 = 4.0;
 /// Prefetch follows what is wanted when it differs by more than this.
 const TOLERANCE: f64 = 0.25;
 /// Looks between two changes, for consuming anew has its price.
@@ -99,14 +102,15 @@ impl Tuner {
     /// leader at the moment, where a consumer that stays waits in peace.
     pub fn look(&mut self, loads: impl Iterator<Item = Load>, lately: Lately) -> Option<Demand> {
         self.since = self.since.saturating_add(1);
+        if let Some(confirm_us) = lately.confirm_us {
+            let most = MOST_CONFIRMS * self.wait_us();
+            self.confirm_us += CONFIRMS * ((confirm_us as f64).min(most) - self.confirm_us);
+        }
         if lately.requests == 0 {
             return None;
         }
         let (requests, rows) = (lately.requests as f64, lately.rows as f64);
         self.mean_rows += requests / (requests + REQUESTS) * (rows / requests - self.mean_rows);
-        if let Some(confirm_us) = lately.confirm_us {
-            self.confirm_us += CONFIRMS * (confirm_us as f64 - self.confirm_us);
-        }
         let priority = priority(lately.slowness, self.demand.priority);
         self.leaning =
             if self.leaning.0 == priority { (priority, self.leaning.1 + 1) } else { (priority, 1) };
@@ -128,6 +132,10 @@ impl Tuner {
         Some(self.demand)
     }
 
+    fn wait_us(&self) -> f64 {
+        self.confirm_us.max(self.bounds.wait_us as f64)
+    }
+
     /// One batch running and one forming for each instance, and what they run while acknowledgements are on their way.
     ///
     /// Of that each shard has its part, but the batches at least, while those of all shards are not too long: one busy shard alone can
@@ -135,7 +143,7 @@ impl Tuner {
     /// eight shards was served 0.6 of what it was without shards (2026-11).
     fn prefetch(&self, loads: impl Iterator<Item = Load>) -> u16 {
         let rows = self.mean_rows.max(1.0);
-        let wait_us = self.confirm_us.max(self.bounds.wait_us as f64);
+        let wait_us = self.wait_us();
         let (mut all_batches, mut all_meanwhile, mut too_long) = (0.0, 0.0, 0.0);
         for Load { instances, pace } in loads {
             let batches = f64::from(pace.most_rows) * (instances + 1) as f64 / rows;
@@ -241,6 +249,7 @@ mod tests {
         };
         assert_eq!(looks(Some(200_000), 60), None, "the usual window covers it");
         assert_eq!((looks(Some(1_000_000), 1), looks(Some(20_000), 20)), (None, None), "one such second");
+        assert_eq!((looks(Some(30_000_000), 1), looks(Some(20_000), 20)), (None, None), "a broker was away");
         let window = looks(Some(2_000_000), 60);
         assert!(window.is_some_and(|window| (2 * 4 + 60..=2 * 4 + 80).contains(&window)), "{window:?}");
         assert_eq!(looks(None, 20), None, "without replies nothing is known");

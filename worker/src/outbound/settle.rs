@@ -222,15 +222,21 @@ impl Settler {
                 info!(request_id = ?duty.request_id, "the requester is gone, its reply dropped");
             }
             Delivered::Refused | Delivered::TooLong | Delivered::Crowded => {
-                // Crowded by the user's other answers it was tried once only, which says little of this queue.
-                if delivered != Delivered::Crowded {
+                // Cut short for the user's other answers, it says little of this queue.
+                let is_crowded = delivered == Delivered::Crowded;
+                if !is_crowded {
                     self.readers.note(key, Trouble::Stuck, Instant::now());
                 }
                 if duty.attempt < most_attempts {
                     self.try_again_later(duty).await;
                 } else {
                     warn!(request_id = ?duty.request_id, "the requester's reply queue takes nothing, the request kept for people");
-                    let detail = "the reply queue is full, its reader stuck";
+                    let detail = match is_crowded {
+                        true => {
+                            "the reply queue is full, and the user's other answers that are refused hold all that they may"
+                        }
+                        false => "the reply queue is full, its reader stuck",
+                    };
                     self.until_confirmed(|| self.dispatch.dead(duty, "reply_refused", detail)).await;
                 }
             }

@@ -11,8 +11,6 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::libc::mallinfo2;
-
 const TELLS_EVERY: Duration = Duration::from_millis(200);
 
 /// Bytes of the Rust code's allocations that are alive.
@@ -54,11 +52,16 @@ unsafe impl GlobalAlloc for Metered {
     }
 }
 
-/// Bytes that the C library has given out and not taken back: ONNX Runtime's.
+/// Bytes that the C library has given out and not taken back, to ONNX Runtime mostly. Asks glibc, 2.33 or later; others are not asked.
 fn of_c() -> usize {
-    // SAFETY: it takes nothing, and locks what it reads.
-    let info = unsafe { mallinfo2() };
-    info.uordblks + info.hblkhd
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it takes nothing, and locks what it reads.
+        let info = unsafe { nix::libc::mallinfo2() };
+        info.uordblks + info.hblkhd
+    }
+    #[cfg(not(target_env = "gnu"))]
+    0
 }
 
 fn main() -> ExitCode {
