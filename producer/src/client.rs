@@ -310,8 +310,7 @@ impl Client {
     /// Whether the gate holds requests like this one back, or lets one through as a probe.
     pub(crate) fn is_held_back(&self, request: &Request) -> bool {
         let tier = request.tier.as_deref().unwrap_or(self.inner.config.requests.tier.as_str());
-        let gate = self.gate();
-        !gate.is_surely_open() && gate.is_closed(&Names::request_key(&request.model, tier))
+        self.gate().is_closed(&Names::request_key(&request.model, tier))
     }
 
     /// The fleet's directory; listening begins with the first call, for clients that pack when they have connected.

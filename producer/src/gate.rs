@@ -21,8 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// A window that has held nothing back for so long is no more.
 const QUIET: Duration = Duration::from_secs(10);
-/// So many flows are looked through faster than one of them is found.
-const FEW: usize = 8;
 /// Weight of a new measurement in the time that an answer takes.
 const WEIGHT: f64 = 0.1;
 
@@ -108,11 +106,6 @@ impl Gate {
             Some((_, until)) => Some(until.saturating_duration_since(now).max(FIRST_PAUSE)),
             None => (flow.open as f64 > window.size).then(|| flow.retry_after()),
         }
-    }
-
-    /// Whether nothing is held back of any key, as far as a glance tells: of many it does not.
-    pub(crate) fn is_surely_open(&self) -> bool {
-        self.flows.len() <= FEW && self.flows.values().all(|flow| flow.window.is_none())
     }
 
     /// Whether a request of this key would be held back now, or let through as a probe.

@@ -1,7 +1,7 @@
 //! From verdicts to acknowledgements.
 //!
-//! - [`dispatch`]: a verdict to the message that carries it out
 //! - [`confirms`]: how long the broker takes to confirm
+//! - [`dispatch`]: a verdict to the message that carries it out
 //! - [`gather`]: which replies leave together
 //! - [`readers`]: requesters that cannot be answered at the moment
 //! - [`reaper`]: dead letters to verdicts
